@@ -1,0 +1,30 @@
+# make demo | test | lint | bench. `./demo.sh` and `./test.sh` do all set-up on a bare Debian 12 and call these.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+CLANG ?= clang
+BPF_CFLAGS := -O2 -g -Wall -Wextra -Werror -target bpf -mcpu=v3 -I/usr/include/$(shell uname -m)-linux-gnu
+BPF_OBJECTS := $(patsubst %.c,%.o,$(wildcard divhook/bpf/*.c))
+
+.PHONY: all bpf lint format test demo clean
+all: bpf
+
+bpf: $(BPF_OBJECTS)
+divhook/bpf/%.o: divhook/bpf/%.c $(wildcard divhook/bpf/*.h divhook/bpf/lib/*.h)
+	$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
+lint:
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	shellcheck -x $$(git ls-files '*.sh' scripts/bootstrap .ci/run | sort -u)
+
+format:
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+test: bpf
+	$(PY) -m pytest
+
+clean:
+	rm -f $(BPF_OBJECTS)

@@ -1,0 +1,85 @@
+"""Endpoints and ports: what the data plane knows of a guest NIC on this host."""
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from divhook.core.addressing import Address, Mac, SubnetId
+
+PORT_WIRE = 0
+"""Port id that stands for the uplink in marks."""
+MAX_PORT = 0xFFFF
+"""Port ids are 16 bits of the mark."""
+
+
+class PortState(IntEnum):
+    """What a port may pass."""
+
+    TENTATIVE = 1  # address not confirmed yet: DHCP waits, data does not pass
+    ACTIVE = 2
+    INCOMING = 3  # destination of a move, not resumed yet
+    FENCED = 4  # another host holds a better claim: nothing passes
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One guest NIC: (cell, subnet, address, guest MAC), and the port it hangs on.
+
+    address is None while no address has been assigned. mtu in bytes of IP packet.
+    """
+
+    port: int
+    subnet: SubnetId
+    vmac: Mac
+    address: Address | None
+    guest: str  # domain name, for people
+    guest_uuid: str
+    mtu: int = 1500
+    state: PortState = PortState.TENTATIVE
+
+    def with_state(self, state: PortState) -> "Endpoint":
+        """The same endpoint in another state."""
+        return replace(self, state=state)
+
+
+class PortTable:
+    """Local endpoints by port, by address and by vmac. At most MAX_PORT; a port holds one endpoint."""
+
+    def __init__(self) -> None:
+        self._by_port: dict[int, Endpoint] = {}
+        self._by_address: dict[Address, Endpoint] = {}
+
+    def put(self, endpoint: Endpoint) -> None:
+        """Insert or replace the endpoint of a port. Raises ValueError where another port has its address."""
+        if not 0 < endpoint.port <= MAX_PORT:
+            raise ValueError(f"port id {endpoint.port} is not in 1..{MAX_PORT}")
+        if endpoint.address is not None:
+            holder = self._by_address.get(endpoint.address)
+            if holder is not None and holder.port != endpoint.port:
+                raise ValueError(f"address is held by port {holder.port} ({holder.guest})")
+        self.remove(endpoint.port)
+        self._by_port[endpoint.port] = endpoint
+        if endpoint.address is not None:
+            self._by_address[endpoint.address] = endpoint
+
+    def remove(self, port: int) -> Endpoint | None:
+        """Forget a port; returns what was there."""
+        old = self._by_port.pop(port, None)
+        if old is not None and old.address is not None:
+            self._by_address.pop(old.address, None)
+        return old
+
+    def port(self, port: int) -> Endpoint | None:
+        """Endpoint of a port id."""
+        return self._by_port.get(port)
+
+    def at(self, address: Address) -> Endpoint | None:
+        """Local endpoint that holds an address."""
+        return self._by_address.get(address)
+
+    def all(self) -> list[Endpoint]:
+        """Every endpoint, in port order."""
+        return [self._by_port[p] for p in sorted(self._by_port)]
+
+    def in_subnet(self, subnet: SubnetId) -> list[Endpoint]:
+        """Local endpoints of a subnet, in port order."""
+        return [e for e in self.all() if e.subnet == subnet]

@@ -1,0 +1,47 @@
+"""What the core asks its shell to do. Frozen values; the shell sends, counts and logs them."""
+
+from dataclasses import dataclass
+
+from divhook.core.addressing import Mac
+from divhook.core.reasons import DropReason
+
+
+@dataclass(frozen=True, slots=True)
+class ToWire:
+    """Send a whole Ethernet frame out of the uplink. Its source MAC is always the own pmac."""
+
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ToGuest:
+    """Send a whole Ethernet frame into a port's tap."""
+
+    port: int
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A frame ended here. port: the local port it came from or was for; 0 where it concerns the wire alone."""
+
+    reason: DropReason
+    port: int
+    frame: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinGroup:
+    """The uplink must admit this group MAC (first port of the subnet)."""
+
+    group: Mac
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveGroup:
+    """The uplink need not admit this group MAC any more."""
+
+    group: Mac
+
+
+Output = ToWire | ToGuest | Drop | JoinGroup | LeaveGroup

@@ -1,0 +1,1 @@
+"""Wire formats, one file per header. Parsers end in `_untrusted` and raise WireError, nothing else."""
