@@ -29,7 +29,7 @@ MAY_REFUSE = frozenset(("prepare", "start", "migrate", "restore"))
 
 
 def has_divhook_nic(xml: bytes) -> bool:
-    """Whether a domain XML has an interface on the divhook network or bridge. Unreadable XML: False, libvirt complains."""
+    """Whether a domain XML has an interface on the divhook network or bridge (unreadable XML: False)."""
     if NETWORK.encode() not in xml and BRIDGE.encode() not in xml:
         return False
     path: list[str] = []
@@ -98,10 +98,10 @@ def explain(error: Exception) -> str:
 
 def main(argv: list[str], stdin: bytes) -> int:
     """Exit status for libvirt: 0 go on, 1 refuse."""
-    guest, operation, suboperation = (argv + ["-", "-", "-"])[1:4]
+    guest, operation, suboperation = [*argv, "-", "-", "-"][1:4]
     if not has_divhook_nic(stdin):
         return 0
-    request = {
+    request: dict[str, object] = {
         "op": "hook",
         "guest": guest,
         "operation": operation,

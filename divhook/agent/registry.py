@@ -1,0 +1,157 @@
+"""The registry: what this host must not forget of its endpoints, in SQLite below /var/lib/divhook.
+
+It holds reservations (which address a guest's NIC has, also while the guest is stopped), leases and the highest
+claim stamp seen. libvirt is the truth on what runs; the registry never says that a guest runs. Losing the file loses
+stable addresses, nothing else: claims then start from the wall clock and what peers remember.
+"""
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from divhook.core.addressing import Address, Mac, SubnetId
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS reservation (
+    guest_uuid TEXT NOT NULL,
+    mac        BLOB NOT NULL,
+    guest      TEXT NOT NULL,
+    cell       INTEGER NOT NULL,
+    subnet     INTEGER NOT NULL,
+    address    BLOB NOT NULL UNIQUE,
+    born       INTEGER NOT NULL DEFAULT 0,
+    fixed      INTEGER NOT NULL,
+    PRIMARY KEY (guest_uuid, mac)
+);
+CREATE TABLE IF NOT EXISTS lease (address BLOB PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS quarantine (address BLOB PRIMARY KEY, until_us INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+class RegistryError(Exception):
+    """The registry file can't be used. The text says where and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """An address that belongs to a guest's NIC on this host, running or not.
+
+    born: stamp of the first claim with this address, 0 before it. fixed: configured, not chosen by the agent.
+    """
+
+    guest_uuid: str
+    mac: Mac
+    guest: str
+    subnet: SubnetId
+    address: Address
+    born: int = 0
+    fixed: bool = False
+
+
+class Registry:
+    """Reservations, leases and settings. One connection, used from one thread; every write is durable at return."""
+
+    def __init__(self, path: Path | str) -> None:
+        try:
+            if isinstance(path, Path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise RegistryError(
+                    f"{path}: written by a newer divhook (schema {version}, this one knows {SCHEMA_VERSION}); "
+                    "install that version again, or move the file away to start without stable addresses"
+                )
+            self._db.executescript(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        except sqlite3.DatabaseError as error:
+            raise RegistryError(f"{path}: {error}; move the file away to start without stable addresses") from error
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+    def reservations(self) -> list[Reservation]:
+        """Every reservation, by address."""
+        rows = self._db.execute(
+            "SELECT guest_uuid, mac, guest, cell, subnet, address, born, fixed FROM reservation ORDER BY address"
+        )
+        return [Reservation(u, m, g, SubnetId(c, s), a, b, bool(f)) for u, m, g, c, s, a, b, f in rows]
+
+    def find(self, guest_uuid: str, mac: Mac) -> Reservation | None:
+        """The reservation of a NIC."""
+        for entry in self.reservations():
+            if entry.guest_uuid == guest_uuid and entry.mac == mac:
+                return entry
+        return None
+
+    def holder(self, address: Address) -> Reservation | None:
+        """Who an address is reserved for."""
+        for entry in self.reservations():
+            if entry.address == address:
+                return entry
+        return None
+
+    def reserve(self, entry: Reservation) -> None:
+        """Insert or replace the reservation of a NIC. Raises ValueError where the address is another's."""
+        try:
+            self._db.execute(
+                "INSERT INTO reservation VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (guest_uuid, mac) DO UPDATE SET "
+                "guest=excluded.guest, cell=excluded.cell, subnet=excluded.subnet, address=excluded.address, "
+                "born=excluded.born, fixed=excluded.fixed",
+                (
+                    entry.guest_uuid,
+                    entry.mac,
+                    entry.guest,
+                    entry.subnet.cell,
+                    entry.subnet.subnet,
+                    entry.address,
+                    entry.born,
+                    int(entry.fixed),
+                ),
+            )
+        except sqlite3.IntegrityError as error:
+            raise ValueError("the address is reserved for another NIC") from error
+
+    def release(self, guest_uuid: str, mac: Mac | None = None) -> list[Reservation]:
+        """Forget the reservations of a guest, or of one NIC; returns what was there."""
+        gone = [r for r in self.reservations() if r.guest_uuid == guest_uuid and mac in (None, r.mac)]
+        for entry in gone:
+            self._db.execute("DELETE FROM reservation WHERE address=?", (entry.address,))
+            self._db.execute("DELETE FROM lease WHERE address=?", (entry.address,))
+        return gone
+
+    def leases(self) -> dict[Address, dict[str, Any]]:
+        """Saved leases by address."""
+        return {a: json.loads(v) for a, v in self._db.execute("SELECT address, value FROM lease")}
+
+    def save_lease(self, address: Address, value: dict[str, Any] | None) -> None:
+        """Save a lease, or forget it (None)."""
+        if value is None:
+            self._db.execute("DELETE FROM lease WHERE address=?", (address,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO lease VALUES (?,?)", (address, json.dumps(value)))
+
+    def quarantine(self, address: Address, until_us: int) -> None:
+        """Keep an address from being chosen until a wall-clock time in microseconds."""
+        self._db.execute("INSERT OR REPLACE INTO quarantine VALUES (?,?)", (address, until_us))
+
+    def quarantined(self, now_us: int) -> dict[Address, int]:
+        """Addresses in quarantine with their end; those that are over are forgotten."""
+        self._db.execute("DELETE FROM quarantine WHERE until_us<=?", (now_us,))
+        return dict(self._db.execute("SELECT address, until_us FROM quarantine").fetchall())
+
+    def get(self, name: str, default: int = 0) -> int:
+        """A whole-number setting."""
+        row = self._db.execute("SELECT value FROM setting WHERE name=?", (name,)).fetchone()
+        return int(row[0]) if row else default
+
+    def put(self, name: str, value: int) -> None:
+        """Save a whole-number setting."""
+        self._db.execute("INSERT OR REPLACE INTO setting VALUES (?,?)", (name, str(value)))
