@@ -1,0 +1,120 @@
+"""Mirror of divhook/bpf/abi.h: the memory layout of map keys and values, in the machine's byte order.
+
+Every struct, bound and code here has the same name and place there; tests/bpf/test_abi.py compares the two through the
+BTF of the object. Fields that end in _be hold bytes in network order, so they are byte arrays here.
+"""
+
+import ctypes
+from enum import IntEnum, unique
+
+ABI_VERSION = 1
+"""Part of the pin path: programs and maps of two versions never mix."""
+
+MARK_DIVERT = 0xD1
+MARK_GROUP = 0x100
+MARK_PORT_SHIFT = 16
+
+MAX_PORTS = 4096
+MAX_GROUPS = 4096
+MAX_PEERS = 16384
+MAX_DROP_COUNTERS = 32768
+
+BUCKETS = 4
+
+
+@unique
+class PortBucket(IntEnum):
+    """Token buckets of a port."""
+
+    IPV4 = 0
+    ARP = 1  # and RARP
+    DHCP = 2
+
+
+@unique
+class WireBucket(IntEnum):
+    """Token buckets of the uplink."""
+
+    PEER_IPV4 = 0
+    STRANGER_IPV4 = 1
+    PEER_DISCOVERY = 2
+    STRANGER_DISCOVERY = 3
+
+
+Octets4 = ctypes.c_uint8 * 4
+Octets6 = ctypes.c_uint8 * 6
+
+
+class Mac(ctypes.Structure):
+    """struct mac"""
+
+    _fields_ = (("octets", Octets6),)
+
+
+class Rate(ctypes.Structure):
+    """struct rate"""
+
+    _fields_ = (("packets_per_s", ctypes.c_uint32), ("burst_packets", ctypes.c_uint32))
+
+
+class HostConfig(ctypes.Structure):
+    """struct host_config: the one value of map `config`"""
+
+    _fields_ = (
+        ("abi_version", ctypes.c_uint32),
+        ("divbr_ifindex", ctypes.c_uint32),
+        ("supernet_be", Octets4),
+        ("supernet_mask_be", Octets4),
+        ("host_mask_be", Octets4),
+        ("pmac", Mac),
+        ("divbr_mac", Mac),
+        ("wire_rates", Rate * BUCKETS),
+    )
+
+
+class Port(ctypes.Structure):
+    """struct port: value of map `ports`"""
+
+    _fields_ = (
+        ("port_id", ctypes.c_uint32),
+        ("state", ctypes.c_uint32),
+        ("address_be", Octets4),
+        ("router_be", Octets4),
+        ("vmac", Mac),
+        ("pad", ctypes.c_uint8 * 2),
+        ("rates", Rate * BUCKETS),
+    )
+
+
+class Buckets(ctypes.Structure):
+    """struct buckets: value of map `buckets`"""
+
+    _fields_ = (("full_at_ns", ctypes.c_uint64 * BUCKETS),)
+
+
+class MacKey(ctypes.Structure):
+    """struct mac_key: key of maps `groups` and `peers`"""
+
+    _fields_ = (("mac", Mac), ("pad", ctypes.c_uint8 * 2))
+
+
+class DropKey(ctypes.Structure):
+    """struct drop_key: key of map `drops`"""
+
+    _fields_ = (("port_id", ctypes.c_uint16), ("reason", ctypes.c_uint16))
+
+
+class DropCount(ctypes.Structure):
+    """struct drop_count: value of map `drops`, per CPU"""
+
+    _fields_ = (("packets", ctypes.c_uint64), ("bytes", ctypes.c_uint64))
+
+
+class Traffic(ctypes.Structure):
+    """struct traffic: value of map `traffic`, per CPU"""
+
+    _fields_ = (
+        ("diverted_packets", ctypes.c_uint64),
+        ("diverted_bytes", ctypes.c_uint64),
+        ("uncounted_drops", ctypes.c_uint64),
+    )

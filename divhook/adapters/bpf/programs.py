@@ -1,0 +1,257 @@
+"""The tc programs and their maps, as the agent uses them: load or adopt, attach, fill, count, tear down.
+
+Everything is pinned below one directory of a bpffs and so outlives the process:
+
+    <bpffs>/divhook/v1/maps/      adopted by the next load
+                      /programs/  replaced by the next load
+                      /links/     tcx links, switched to the new program by the next load
+
+Calls are synchronous and short (a map operation is about 1 µs): fit for the event loop's thread. They act on the
+network namespace of the calling thread.
+"""
+
+import contextlib
+import ctypes
+import os
+import struct
+from collections.abc import Set
+from pathlib import Path
+from typing import Literal, Self
+
+import divhook
+from divhook.abi import layout
+from divhook.abi.entries import HostEntry, PortEntry, TrafficCount, packed_mac
+from divhook.adapters.bpf import syscall, tc, tcx
+from divhook.adapters.bpf.elf import load_object
+from divhook.adapters.bpf.errors import BpfError
+from divhook.core.addressing import Mac
+from divhook.core.endpoint import PORT_WIRE
+from divhook.core.reasons import DropReason
+
+OBJECT_FILE = Path(divhook.__file__).parent / "bpf" / "divhook.o"
+FROM_GUEST = "from_guest"
+FROM_WIRE = "from_wire"
+
+AttachMode = Literal["auto", "tcx", "tc"]
+"""How programs are attached; auto: tcx links where the kernel has them, else tc filters."""
+
+PASS, DROP, REDIRECT = -1, 2, 7
+"""Verdicts of the programs: TC_ACT_UNSPEC (on to the next filter, and the stack), TC_ACT_SHOT, TC_ACT_REDIRECT."""
+
+_U32 = struct.Struct("=I")
+_PRESENT = _U32.pack(1)
+
+_PER_CPU = {"drops", "traffic"}
+_LAYOUTS: dict[str, tuple[int, type[ctypes.Structure] | type[ctypes.c_uint32]]] = {
+    "config": (4, layout.HostConfig),
+    "ports": (4, layout.Port),
+    "buckets": (4, layout.Buckets),
+    "groups": (8, ctypes.c_uint32),
+    "peers": (8, ctypes.c_uint32),
+    "drops": (4, layout.DropCount),
+    "traffic": (4, layout.Traffic),
+}
+
+
+def _value_length(name: str, cpus: int) -> int:
+    length = ctypes.sizeof(_LAYOUTS[name][1])
+    return (length + 7) // 8 * 8 * cpus if name in _PER_CPU else length
+
+
+def _sums(raw: bytes, width: int) -> list[int]:
+    """Per-CPU values of `width` 64-bit counters each, added up."""
+    counters = struct.unpack(f"={len(raw) // 8}Q", raw)
+    return [sum(counters[at::width]) for at in range(width)]
+
+
+def _mac_key(mac: Mac) -> bytes:
+    return bytes(layout.MacKey(packed_mac(mac)))
+
+
+class Programs:
+    """from_guest and from_wire with their maps. Made by `load`; `close` gives up descriptors and leaves all running."""
+
+    def __init__(self, pin_dir: Path, programs: dict[str, int], maps: dict[str, syscall.Map], use_tcx: bool) -> None:
+        self._pin_dir = pin_dir
+        self._programs = programs
+        self._maps = maps
+        self._use_tcx = use_tcx
+
+    @classmethod
+    def load(cls, pin_dir: Path, object_file: Path | None = None, mode: AttachMode = "auto") -> Self:
+        """Load the programs, adopt or make the maps, and switch what is attached to the new programs.
+
+        pin_dir: below a bpffs, from `pin_dir_in`; made where missing. object_file: the package's own by default.
+        Raises BpfError: no capability, no bpffs, no libbpf, maps of another layout, program refused.
+        """
+        for part in ("maps", "programs", "links"):
+            try:
+                (pin_dir / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                text = f"cannot make {pin_dir / part}: {error.strerror}. Is a bpf file system mounted there?"
+                raise BpfError(text, error.errno or 0) from None
+        loaded = load_object(object_file or OBJECT_FILE, pin_dir / "maps")
+        cpus = syscall.possible_cpus()
+        maps = {
+            name: syscall.Map(name, fd, _LAYOUTS[name][0], _value_length(name, cpus))
+            for name, fd in loaded.maps.items()
+        }
+        use_tcx = mode == "tcx" or (mode == "auto" and syscall.tcx_supported(loaded.programs[FROM_GUEST]))
+        self = cls(pin_dir, loaded.programs, maps, use_tcx)
+        for name, fd in loaded.programs.items():
+            fresh = pin_dir / "programs" / f"{name}_new"
+            fresh.unlink(missing_ok=True)
+            syscall.pin(fd, fresh)
+            fresh.rename(pin_dir / "programs" / name)
+        self._ensure_counters(PORT_WIRE)
+        for ifindex, name in self.attached().items():
+            self._attach(name, ifindex)
+        return self
+
+    # attaching
+
+    def attached(self) -> dict[int, str]:
+        """Interfaces that carry one of the programs now, with its name."""
+        return tcx.attached(self._pin_dir / "links") if self._use_tcx else tc.attached()
+
+    def attach_port(self, ifindex: int) -> None:
+        """from_guest at the ingress of a tap; again is no error. Raises BpfError."""
+        self._attach(FROM_GUEST, ifindex)
+
+    def detach_port(self, ifindex: int) -> None:
+        """No error where the tap is gone. Raises BpfError."""
+        self._detach(FROM_GUEST, ifindex)
+
+    def attach_uplink(self, ifindex: int) -> None:
+        """from_wire at the ingress of the uplink; detached from any other interface first. Raises BpfError."""
+        for other, name in self.attached().items():
+            if name == FROM_WIRE and other != ifindex:
+                self._detach(FROM_WIRE, other)
+        self._attach(FROM_WIRE, ifindex)
+
+    def detach_uplink(self) -> None:
+        """Detach from_wire wherever it is. Raises BpfError."""
+        for ifindex, name in self.attached().items():
+            if name == FROM_WIRE:
+                self._detach(FROM_WIRE, ifindex)
+
+    def _attach(self, program: str, ifindex: int) -> None:
+        if self._use_tcx:
+            tcx.attach(self._pin_dir / "links", program, self._programs[program], ifindex)
+        else:
+            tc.attach(program, self._programs[program], ifindex)
+
+    def _detach(self, program: str, ifindex: int) -> None:
+        if self._use_tcx:
+            tcx.detach(self._pin_dir / "links", program, ifindex)
+        else:
+            tc.detach(ifindex)
+
+    # filling
+
+    def configure(self, host: HostEntry) -> None:
+        """Say who this host is. Until then from_guest drops everything and from_wire passes everything."""
+        self._maps["config"].put(_U32.pack(0), bytes(host.pack()))
+
+    def set_port(self, ifindex: int, entry: PortEntry) -> None:
+        """Insert or update the port of an interface; its buckets and counters go on. Raises BpfError where full."""
+        self._ensure_counters(entry.port_id)
+        self._maps["ports"].put(_U32.pack(ifindex), bytes(entry.pack()))
+
+    def remove_port(self, ifindex: int) -> None:
+        """Everything from that interface is PORT_UNKNOWN from now on. Its counters stay."""
+        self._maps["ports"].delete(_U32.pack(ifindex))
+
+    def ports(self) -> dict[int, PortEntry]:
+        """ifindex → port, as the programs see it."""
+        found = {}
+        for key in self._maps["ports"].all_keys():
+            raw = self._maps["ports"].get(key)
+            if raw is not None:
+                found[_U32.unpack(key)[0]] = PortEntry.unpack(layout.Port.from_buffer_copy(raw))
+        return found
+
+    def set_groups(self, groups: Set[Mac]) -> None:
+        """Exactly these group MACs are listened to. Raises BpfError where there are more than MAX_GROUPS."""
+        table = self._maps["groups"]
+        wanted = {_mac_key(group) for group in groups}
+        present = set(table.all_keys())
+        for key in present - wanted:
+            table.delete(key)
+        for key in wanted - present:
+            table.put(key, _PRESENT)
+
+    def add_peer(self, pmac: Mac) -> None:
+        """An authenticated peer: its frames use the peers' share. The least recently used goes where full."""
+        self._maps["peers"].put(_mac_key(pmac), _PRESENT)
+
+    def remove_peer(self, pmac: Mac) -> None:
+        """No peer any more; no error where it was none."""
+        self._maps["peers"].delete(_mac_key(pmac))
+
+    def _ensure_counters(self, port_id: int) -> None:
+        for name in ("buckets", "traffic"):
+            length = _value_length(name, syscall.possible_cpus())
+            self._maps[name].put(_U32.pack(port_id), bytes(length), syscall.BPF_NOEXIST)
+
+    # counting
+
+    def drop_counters(self) -> dict[tuple[int, DropReason | int], tuple[int, int]]:
+        """(port id, reason) → (packets, bytes). A code that this version does not know stays a number."""
+        found: dict[tuple[int, DropReason | int], tuple[int, int]] = {}
+        known = {int(reason): reason for reason in DropReason}
+        for raw_key in self._maps["drops"].all_keys():
+            key = layout.DropKey.from_buffer_copy(raw_key)
+            raw = self._maps["drops"].get(raw_key)
+            if raw is not None:
+                packets, octets = _sums(raw, 2)
+                found[key.port_id, known.get(key.reason, key.reason)] = (packets, octets)
+        return found
+
+    def traffic(self) -> dict[int, TrafficCount]:
+        """port id (0: the uplink) → what went to the agent."""
+        found = {}
+        for key in self._maps["traffic"].all_keys():
+            raw = self._maps["traffic"].get(key)
+            if raw is not None:
+                found[_U32.unpack(key)[0]] = TrafficCount(*_sums(raw, 3))
+        return found
+
+    def forget_port_counters(self, port_id: int) -> None:
+        """Remove all that is counted for a port: before its id is given to another endpoint, after remove_port."""
+        for raw_key in list(self._maps["drops"].all_keys()):
+            if layout.DropKey.from_buffer_copy(raw_key).port_id == port_id:
+                self._maps["drops"].delete(raw_key)
+        for name in ("buckets", "traffic"):
+            self._maps[name].delete(_U32.pack(port_id))
+        if port_id == PORT_WIRE:
+            self._ensure_counters(PORT_WIRE)
+
+    # tests, and the end
+
+    def test_run(self, program: str, frame: bytes, ifindex: int, mark: int = 0, gso_size: int = 0) -> syscall.TestRun:
+        """One frame through a program as if received on ifindex; counters and buckets move. Raises BpfError."""
+        return syscall.run_frame(self._programs[program], frame, ifindex, mark, gso_size)
+
+    def close(self) -> None:
+        """Give up the descriptors; what is pinned goes on working."""
+        for fd in self._programs.values():
+            os.close(fd)
+        self._programs = {}
+        for table in self._maps.values():
+            table.close()
+
+    def teardown(self) -> None:
+        """Detach everything, unpin everything, remove the directories. The object is closed."""
+        for ifindex, program in self.attached().items():
+            self._detach(program, ifindex)
+        for ifindex in tc.attached():  # of an earlier run without tcx
+            tc.detach(ifindex)
+        self.close()
+        for part in ("links", "programs", "maps"):
+            for pin in (self._pin_dir / part).iterdir():
+                pin.unlink()
+            (self._pin_dir / part).rmdir()
+        self._pin_dir.rmdir()
+        with contextlib.suppress(OSError):  # another version's directory may be beside ours
+            self._pin_dir.parent.rmdir()

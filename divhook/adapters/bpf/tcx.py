@@ -1,0 +1,63 @@
+"""tcx links (Linux 6.6), pinned as <program>_<ifindex> so that they outlive the agent."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from divhook.adapters.bpf import syscall
+
+
+def _pin(links: Path, program: str, ifindex: int) -> Path:
+    return links / f"{program}_{ifindex}"
+
+
+def _parse(pin: Path) -> tuple[str, int]:
+    program, _, ifindex = pin.name.rpartition("_")
+    return program, int(ifindex)
+
+
+def attach(links: Path, program: str, program_fd: int, ifindex: int) -> None:
+    """Put a program at the ingress of an interface, or exchange ours there. Raises BpfError."""
+    pin = _pin(links, program, ifindex)
+    held = syscall.open_pinned(pin)
+    if held is not None:
+        try:
+            # An interface that has gone leaves a dead link behind, and its index may be another's by now.
+            if syscall.link_ifindex(held) == ifindex and syscall.link_update(held, program_fd):
+                return
+        finally:
+            os.close(held)
+        pin.unlink(missing_ok=True)
+    fd = syscall.link_create(program_fd, ifindex)
+    try:
+        syscall.pin(fd, pin)
+    finally:
+        os.close(fd)
+
+
+def detach(links: Path, program: str, ifindex: int) -> None:
+    """Detach and unpin. Not an error where the link, or the interface, is gone."""
+    pin = _pin(links, program, ifindex)
+    held = syscall.open_pinned(pin)
+    if held is not None:
+        syscall.link_detach(held)
+        os.close(held)
+        with contextlib.suppress(FileNotFoundError):
+            pin.unlink()
+
+
+def attached(links: Path) -> dict[int, str]:
+    """Interfaces with a live link of ours, and the program's name. Pins of dead links are removed."""
+    found: dict[int, str] = {}
+    for pin in sorted(links.iterdir()):
+        program, ifindex = _parse(pin)
+        held = syscall.open_pinned(pin)
+        if held is None:
+            continue
+        alive = syscall.link_ifindex(held) == ifindex
+        os.close(held)
+        if alive:
+            found[ifindex] = program
+        else:
+            pin.unlink(missing_ok=True)
+    return found

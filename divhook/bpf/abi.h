@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * What the eBPF programs and the agent share: maps' keys and values, marks, drop reasons.
+ *
+ * divhook/abi/layout.py mirrors every struct and constant here; tests/bpf/test_abi.py compares the two, through the
+ * BTF of the object. Padding is explicit, since map keys are compared as bytes. Names that end in _be are in network
+ * order, _ns are nanoseconds. A change of any layout is a new DIVHOOK_ABI_VERSION (it is part of the pin path).
+ *
+ *      31           16 15       9  8  7        0
+ *     +---------------+----------+---+----------+
+ * mark|    port id    |    0     | G |   0xd1   |   G: the frame's destination MAC was a group address
+ *     +---------------+----------+---+----------+   port id 0: the uplink
+ */
+#pragma once
+
+#include <linux/types.h>
+
+#define DIVHOOK_ABI_VERSION 1
+
+#define MARK_DIVERT 0xd1
+#define MARK_GROUP 0x100
+#define MARK_PORT_SHIFT 16
+
+/* Bounds of the tables. */
+#define MAX_PORTS 4096	       /* guest NICs on one host */
+#define MAX_GROUPS 4096	       /* at most one per port, and the all-hosts group */
+#define MAX_PEERS 16384	       /* least recently used first out; DESIGN: 10,000 hosts */
+#define MAX_DROP_COUNTERS 32768 /* (port, reason) pairs; past it drops are counted in traffic.uncounted_drops */
+
+enum port_state {
+	PORT_TENTATIVE = 1,
+	PORT_ACTIVE = 2,
+	PORT_INCOMING = 3,
+	PORT_FENCED = 4,
+};
+
+/* Token buckets of a port (bucket set of its port id), and of the uplink (bucket set 0). */
+enum port_bucket {
+	BUCKET_IPV4 = 0,
+	BUCKET_ARP = 1, /* and RARP */
+	BUCKET_DHCP = 2,
+};
+enum wire_bucket {
+	BUCKET_PEER_IPV4 = 0,
+	BUCKET_STRANGER_IPV4 = 1,
+	BUCKET_PEER_DISCOVERY = 2,
+	BUCKET_STRANGER_DISCOVERY = 3,
+};
+#define BUCKETS 4
+
+/* divhook/core/reasons.py */
+enum drop_reason {
+	VALID = 0,
+
+	TRUNCATED = 1,
+	VLAN_TAGGED = 2,
+	ETHERTYPE = 3,
+	IPV6_UNSUPPORTED = 4,
+	SOURCE_MAC_GROUP = 5,
+	IPV4_VERSION = 6,
+	IPV4_HEADER_LENGTH = 7,
+	IPV4_TOTAL_LENGTH = 8,
+	IPV4_CHECKSUM = 9,
+	IPV4_OPTION = 10,
+	ARP_MALFORMED = 11,
+	UDP_MALFORMED = 12,
+	L2_MULTICAST_MISMATCH = 15,
+	FRAGMENT_INVALID = 16,
+	DISCOVERY_MALFORMED = 17,
+
+	SPOOF_MAC = 32,
+	SPOOF_IPV4 = 33,
+	SPOOF_ARP_SHA = 34,
+	SPOOF_ARP_SPA = 35,
+	SPOOF_SOURCE = 37,
+	UNKNOWN_HOST = 38,
+	ROGUE_DHCP = 40,
+
+	WIRE_GROUP_UNICAST = 82,
+
+	PORT_NOT_ACTIVE = 96,
+	PORT_UNKNOWN = 97,
+	DIVERT_RATE_LIMITED = 98,
+	DISCOVERY_RATE_LIMITED = 99,
+	NOT_JOINED = 100,
+	INTERNAL_ERROR = 105,
+};
+
+struct mac {
+	__u8 octets[6];
+};
+
+/* Token bucket: its rate and its depth. 0 packets per second: nothing passes. */
+struct rate {
+	__u32 packets_per_s;
+	__u32 burst_packets;
+};
+
+/* Map `config`, one entry: this host. abi_version 0: not configured yet. */
+struct host_config {
+	__u32 abi_version;
+	__u32 divbr_ifindex;
+	__be32 supernet_be;
+	__be32 supernet_mask_be;
+	__be32 host_mask_be; /* host bits of the address plan: all ones is the subnet's broadcast address */
+	struct mac pmac;
+	struct mac divbr_mac;
+	struct rate wire_rates[BUCKETS]; /* by enum wire_bucket */
+};
+
+/* Map `ports`: ifindex → port. */
+struct port {
+	__u32 port_id;
+	__u32 state;
+	__be32 address_be; /* 0: none yet */
+	__be32 router_be;
+	struct mac vmac;
+	__u8 pad[2];
+	struct rate rates[BUCKETS]; /* by enum port_bucket */
+};
+
+/* Map `buckets`: port id → the time at which each bucket is full again (virtual scheduling, as in GCRA). */
+struct buckets {
+	__u64 full_at_ns[BUCKETS];
+};
+
+/* Map `groups` and map `peers`: MAC → 1. */
+struct mac_key {
+	struct mac mac;
+	__u8 pad[2];
+};
+
+/* Map `drops`, per CPU. */
+struct drop_key {
+	__u16 port_id;
+	__u16 reason;
+};
+struct drop_count {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* Map `traffic`, per CPU: port id → what was handed to the agent. */
+struct traffic {
+	__u64 diverted_packets;
+	__u64 diverted_bytes;
+	__u64 uncounted_drops; /* while map `drops` was full */
+};
+
+_Static_assert(sizeof(struct mac) == 6, "mac");
+_Static_assert(sizeof(struct rate) == 8, "rate");
+_Static_assert(sizeof(struct host_config) == 32 + 8 * BUCKETS, "host_config");
+_Static_assert(__builtin_offsetof(struct host_config, wire_rates) == 32, "host_config without implicit padding");
+_Static_assert(sizeof(struct port) == 24 + 8 * BUCKETS, "port");
+_Static_assert(__builtin_offsetof(struct port, rates) == 24, "port without implicit padding");
+_Static_assert(sizeof(struct buckets) == 8 * BUCKETS, "buckets");
+_Static_assert(sizeof(struct mac_key) == 8, "mac_key");
+_Static_assert(sizeof(struct drop_key) == 4, "drop_key");
+_Static_assert(sizeof(struct drop_count) == 16, "drop_count");
+_Static_assert(sizeof(struct traffic) == 24, "traffic");

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/*
+ * The tc programs: from_guest at the ingress of every port, from_wire at the ingress of the uplink.
+ *
+ * Default deny from a guest: what is not understood is dropped, with its reason. Default pass from the wire: what is
+ * not ours goes on to the host's own stack as if there were no program. Both divert every valid frame of the virtual
+ * space to the agent, by the mark (abi.h).
+ *
+ * Invariants (tests/bpf):
+ *  - no tagged frame, no foreign source MAC, IPv4 source, sha or spa leaves a port;
+ *  - a guest cannot choose the mark, nor reach an address of the host: the destination MAC becomes divbr0's, and what
+ *    bears the mark is the agent's or dropped;
+ *  - no neighbour makes the host's own stack see a virtual address, by IPv4 or by ARP.
+ */
+#include "lib/arp.h"
+#include "lib/count.h"
+#include "lib/ethernet.h"
+#include "lib/ipv4.h"
+#include "lib/limit.h"
+
+#define PACKET_HOST 0 /* linux/if_packet.h */
+
+#define PORT_WIRE 0
+
+static __always_inline const struct host_config *this_host(void)
+{
+	__u32 only = 0;
+	const struct host_config *host = bpf_map_lookup_elem(&config, &only);
+
+	return host && host->abi_version == DIVHOOK_ABI_VERSION ? host : 0;
+}
+
+static __always_inline __u32 divert_mark(__u32 port_id, bool group)
+{
+	return MARK_DIVERT | (group ? MARK_GROUP : 0) | port_id << MARK_PORT_SHIFT;
+}
+
+/* Hand a frame from a port to the agent: into divbr0 as if addressed to it. */
+static __always_inline int divert(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
+				  const struct frame *frame, __u32 bucket)
+{
+	if (!conforms(skb, port->port_id, bucket, &port->rates[bucket]))
+		return drop(skb, port->port_id, DIVERT_RATE_LIMITED);
+	if (bpf_skb_store_bytes(skb, 0, &host->divbr_mac, sizeof(host->divbr_mac), 0) ||
+	    bpf_skb_change_type(skb, PACKET_HOST))
+		return drop(skb, port->port_id, INTERNAL_ERROR);
+	skb->mark = divert_mark(port->port_id, mac_is_group(&frame->ethernet.destination));
+	count_diverted(skb, port->port_id);
+	return PASS;
+}
+
+static __always_inline int guest_ipv4(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
+				      const struct frame *frame)
+{
+	struct packet packet;
+	enum drop_reason reason = packet_parse_untrusted(skb, frame->l3, &packet);
+	__be32 destination = packet.header.destination_be;
+	bool dhcp;
+
+	if (reason != VALID)
+		return drop(skb, port->port_id, reason);
+	dhcp = packet_is_dhcp_request(&packet) && !packet.fragment;
+	if (packet.header.source_be == 0) {
+		/* RFC 2131 §4.1: a client without address; nothing else may speak from 0.0.0.0 (RFC 1122 §3.2.1.3). */
+		if (!dhcp || !destination || (destination != bpf_htonl(0xffffffff) && destination != port->router_be))
+			return drop(skb, port->port_id, SPOOF_IPV4);
+	} else if (packet.header.source_be != port->address_be) {
+		return drop(skb, port->port_id, SPOOF_IPV4);
+	}
+	if (packet.udp && packet.source_port == DHCP_SERVER_PORT)
+		return drop(skb, port->port_id, ROGUE_DHCP);
+	return divert(skb, host, port, frame, dhcp ? BUCKET_DHCP : BUCKET_IPV4);
+}
+
+static __always_inline int guest_arp(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
+				     const struct frame *frame)
+{
+	struct arp arp;
+	enum drop_reason reason = arp_parse_untrusted(skb, frame->l3, &arp, ARP_REQUEST, ARP_REPLY);
+
+	if (reason != VALID)
+		return drop(skb, port->port_id, reason);
+	if (!mac_equal(&arp.sha, &port->vmac))
+		return drop(skb, port->port_id, SPOOF_ARP_SHA);
+	if (arp.spa_be != 0 && arp.spa_be != port->address_be) /* 0: a probe, RFC 5227 §2.1.1 */
+		return drop(skb, port->port_id, SPOOF_ARP_SPA);
+	return divert(skb, host, port, frame, BUCKET_ARP);
+}
+
+/* QEMU announces a guest that has moved here with a RARP of its own MAC; nothing else speaks RARP. */
+static __always_inline int guest_rarp(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
+				      const struct frame *frame)
+{
+	struct arp arp;
+	enum drop_reason reason = arp_parse_untrusted(skb, frame->l3, &arp, RARP_REQUEST, RARP_REPLY);
+
+	if (reason != VALID)
+		return drop(skb, port->port_id, reason);
+	if (!mac_equal(&arp.sha, &port->vmac) || !mac_equal(&arp.tha, &port->vmac))
+		return drop(skb, port->port_id, ARP_MALFORMED);
+	return divert(skb, host, port, frame, BUCKET_ARP);
+}
+
+SEC("tc")
+int from_guest(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	const struct host_config *host = this_host();
+	const struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+	struct frame frame;
+
+	skb->mark = 0;
+	if (!host || !port)
+		return drop(skb, PORT_WIRE, PORT_UNKNOWN);
+	if (port->state != PORT_ACTIVE && port->state != PORT_TENTATIVE && port->state != PORT_INCOMING)
+		return drop(skb, port->port_id, PORT_NOT_ACTIVE);
+	if (!frame_parse_untrusted(skb, &frame))
+		return drop(skb, port->port_id, TRUNCATED);
+	if (frame.tagged)
+		return drop(skb, port->port_id, VLAN_TAGGED);
+	if (mac_is_group(&frame.ethernet.source) || mac_is_zero(&frame.ethernet.source))
+		return drop(skb, port->port_id, SOURCE_MAC_GROUP);
+	if (!mac_equal(&frame.ethernet.source, &port->vmac))
+		return drop(skb, port->port_id, SPOOF_MAC);
+
+	switch (frame.type) {
+	case TYPE_IPV4:
+		return guest_ipv4(skb, host, port, &frame);
+	case TYPE_ARP:
+		return guest_arp(skb, host, port, &frame);
+	case TYPE_RARP:
+		return guest_rarp(skb, host, port, &frame);
+	case TYPE_IPV6:
+		return drop(skb, port->port_id, IPV6_UNSUPPORTED);
+	default:
+		return drop(skb, port->port_id, ETHERTYPE);
+	}
+}
+
+/* How a frame from the wire is addressed. */
+enum addressed {
+	TO_OTHER,  /* unicast to somebody else */
+	TO_HOST,   /* pmac */
+	TO_GROUP,  /* 03:d1:…, joined */
+	TO_FOREIGN_GROUP, /* 03:d1:…, not joined */
+	TO_MULTICAST,	  /* any other group address, broadcast included */
+};
+
+static __always_inline struct mac_key mac_key(const struct mac *mac)
+{
+	struct mac_key key = {.mac = *mac};
+
+	return key;
+}
+
+static __always_inline enum addressed addressed(const struct host_config *host, const struct mac *destination)
+{
+	if (mac_equal(destination, &host->pmac))
+		return TO_HOST;
+	if (!mac_is_group(destination))
+		return TO_OTHER;
+	if (destination->octets[0] == 0x03 && destination->octets[1] == 0xd1) {
+		struct mac_key key = mac_key(destination);
+
+		return bpf_map_lookup_elem(&groups, &key) ? TO_GROUP : TO_FOREIGN_GROUP;
+	}
+	return TO_MULTICAST;
+}
+
+static __always_inline bool is_virtual(const struct host_config *host, __be32 address_be)
+{
+	return (address_be & host->supernet_mask_be) == host->supernet_be;
+}
+
+/* An address that a group frame may bear: multicast (RFC 1112), limited broadcast, or a subnet's broadcast. */
+static __always_inline bool is_group_address(const struct host_config *host, __be32 address_be)
+{
+	return (address_be & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || address_be == bpf_htonl(0xffffffff) ||
+	       (is_virtual(host, address_be) && (address_be & host->host_mask_be) == host->host_mask_be);
+}
+
+static __always_inline bool is_peer(const struct mac *source)
+{
+	struct mac_key key = mac_key(source);
+
+	return bpf_map_lookup_elem(&peers, &key);
+}
+
+static __always_inline int wire_ipv4(struct __sk_buff *skb, const struct host_config *host, const struct frame *frame,
+				     enum addressed to)
+{
+	struct packet packet;
+	enum drop_reason reason = packet_parse_untrusted(skb, frame->l3, &packet);
+	__be32 source = packet.header.source_be, destination = packet.header.destination_be;
+	__u32 bucket;
+
+	/* A header too short to show its addresses leaves them zero: the host's stack refuses it. */
+	if (!is_virtual(host, source) && !is_virtual(host, destination))
+		return PASS;
+	if (to == TO_MULTICAST)
+		return drop(skb, PORT_WIRE, L2_MULTICAST_MISMATCH);
+	if (frame->tagged)
+		return drop(skb, PORT_WIRE, VLAN_TAGGED);
+	if (mac_is_group(&frame->ethernet.source) || mac_is_zero(&frame->ethernet.source))
+		return drop(skb, PORT_WIRE, SOURCE_MAC_GROUP);
+	if (reason != VALID)
+		return drop(skb, PORT_WIRE, reason);
+	if (to == TO_GROUP && !is_group_address(host, destination))
+		return drop(skb, PORT_WIRE, WIRE_GROUP_UNICAST);
+	if (to == TO_HOST && !is_virtual(host, destination))
+		return drop(skb, PORT_WIRE, SPOOF_SOURCE); /* a guest speaks to the host through the agent only */
+	if (packet.udp && (packet.source_port == DHCP_SERVER_PORT || packet.source_port == DHCP_CLIENT_PORT ||
+			   packet.destination_port == DHCP_SERVER_PORT || packet.destination_port == DHCP_CLIENT_PORT))
+		return drop(skb, PORT_WIRE, ROGUE_DHCP);
+	bucket = is_peer(&frame->ethernet.source) ? BUCKET_PEER_IPV4 : BUCKET_STRANGER_IPV4;
+	if (!conforms(skb, PORT_WIRE, bucket, &host->wire_rates[bucket]))
+		return drop(skb, PORT_WIRE, DIVERT_RATE_LIMITED);
+	skb->mark = divert_mark(PORT_WIRE, to == TO_GROUP);
+	count_diverted(skb, PORT_WIRE);
+	return PASS;
+}
+
+/* Into divbr0, where the agent's packet socket is and no ARP of the host. The frame is not changed: it is signed. */
+static __always_inline int wire_discovery(struct __sk_buff *skb, const struct host_config *host,
+					  const struct frame *frame, enum addressed to)
+{
+	__u32 bucket = is_peer(&frame->ethernet.source) ? BUCKET_PEER_DISCOVERY : BUCKET_STRANGER_DISCOVERY;
+
+	if (frame->tagged)
+		return drop(skb, PORT_WIRE, VLAN_TAGGED);
+	if (mac_is_group(&frame->ethernet.source) || mac_is_zero(&frame->ethernet.source))
+		return drop(skb, PORT_WIRE, SOURCE_MAC_GROUP);
+	if (skb->len < ETH_LEN + ARP_LEN + DISCOVERY_TRAILER_MIN || skb->len > DISCOVERY_MAX_LEN)
+		return drop(skb, PORT_WIRE, DISCOVERY_MALFORMED);
+	if (!conforms(skb, PORT_WIRE, bucket, &host->wire_rates[bucket]))
+		return drop(skb, PORT_WIRE, DISCOVERY_RATE_LIMITED);
+	skb->mark = divert_mark(PORT_WIRE, to == TO_GROUP);
+	count_diverted(skb, PORT_WIRE);
+	return bpf_redirect(host->divbr_ifindex, BPF_F_INGRESS);
+}
+
+/* Nobody claims a virtual address by plain ARP: such a frame never reaches the host's ARP. */
+static __always_inline int wire_plain_arp(struct __sk_buff *skb, const struct host_config *host,
+					  const struct frame *frame)
+{
+	struct arp arp;
+
+	if (bpf_skb_load_bytes(skb, frame->l3, &arp, sizeof(arp)))
+		return PASS; /* the host's ARP refuses it */
+	if (is_virtual(host, arp.spa_be) || is_virtual(host, arp.tpa_be))
+		return drop(skb, PORT_WIRE, frame->tagged ? VLAN_TAGGED : UNKNOWN_HOST);
+	return PASS;
+}
+
+SEC("tc")
+int from_wire(struct __sk_buff *skb)
+{
+	const struct host_config *host = this_host();
+	struct frame frame;
+	enum addressed to;
+
+	if (!host || !frame_parse_untrusted(skb, &frame))
+		return PASS;
+	to = addressed(host, &frame.ethernet.destination);
+	if (to == TO_OTHER)
+		return PASS;
+	if (to == TO_FOREIGN_GROUP)
+		return drop(skb, PORT_WIRE, NOT_JOINED);
+	/* The stack unpacks as many tags as there are; nobody honest sends so many. */
+	if (type_is_tag(frame.type))
+		return drop(skb, PORT_WIRE, VLAN_TAGGED);
+
+	if (frame.type == TYPE_IPV4)
+		return wire_ipv4(skb, host, &frame, to);
+	if (frame.type != TYPE_ARP && frame.type != TYPE_EXPERIMENT)
+		return PASS;
+	if (to != TO_MULTICAST && discovery_magic(skb, frame.l3))
+		return wire_discovery(skb, host, &frame, to);
+	return frame.type == TYPE_ARP ? wire_plain_arp(skb, host, &frame) : PASS;
+}
+
+char _license[] SEC("license") = "GPL"; /* the kernel's word; either licence above applies */

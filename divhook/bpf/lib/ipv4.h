@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * IPv4: RFC 791, with the checks that the host's stack makes silently (ip_rcv) and a few that it does not make.
+ *
+ *  0               1               2               3
+ * +-------+-------+---------------+-------------------------------+
+ * |version|  IHL  |      TOS      |         total length          |
+ * +-------+-------+---------------+-----+-------------------------+
+ * |        identification         |0 D M|     fragment offset     |   offset in units of 8 bytes
+ * +---------------+---------------+-----+-------------------------+
+ * |      TTL      |   protocol    |        header checksum        |
+ * +---------------+---------------+-------------------------------+
+ * |                            source                             |
+ * |                          destination                          |
+ * |                       options, 0 to 40                        |
+ */
+#pragma once
+
+#include "ethernet.h"
+
+#define IPV4_MIN_LEN 20
+#define IPV4_MAX_LEN 60
+#define IPV4_MORE_FRAGMENTS 0x2000
+#define IPV4_OFFSET_MASK 0x1fff
+#define IPV4_MAX_PACKET 65535
+
+#define OPTION_END 0
+#define OPTION_NOP 1
+#define OPTION_LSRR 131
+#define OPTION_SSRR 137
+
+#define PROTOCOL_UDP 17
+#define UDP_LEN 8
+#define DHCP_SERVER_PORT 67
+#define DHCP_CLIENT_PORT 68
+
+struct ipv4 {
+	__u8 version_ihl;
+	__u8 tos;
+	__be16 total_length_be;
+	__be16 id_be;
+	__be16 fragment_be;
+	__u8 ttl;
+	__u8 protocol;
+	__be16 checksum;
+	__be32 source_be;
+	__be32 destination_be;
+	__u8 options[IPV4_MAX_LEN - IPV4_MIN_LEN];
+};
+_Static_assert(sizeof(struct ipv4) == IPV4_MAX_LEN, "ipv4");
+
+struct udp_ports {
+	__be16 source_be;
+	__be16 destination_be;
+};
+
+struct packet {
+	struct ipv4 header; /* options beyond IHL are zero */
+	bool udp;	    /* ports are known: UDP, unfragmented or the first fragment */
+	bool fragment;
+	__u16 source_port;
+	__u16 destination_port;
+};
+
+/* RFC 791 §3.1: one octet, or type, length, data. Source routing is refused: RFC 7126 §4.3, §4.4. */
+static __always_inline bool options_valid(const struct ipv4 *header, __u32 header_length)
+{
+	const __u8 *bytes = (const __u8 *)header;
+	__u32 skip = 0;
+
+	for (__u32 at = IPV4_MIN_LEN; at < IPV4_MAX_LEN; at++) {
+		__u8 type, length;
+
+		if (at >= header_length)
+			break;
+		if (skip) {
+			skip--;
+			continue;
+		}
+		type = bytes[at];
+		if (type == OPTION_END)
+			break;
+		if (type == OPTION_NOP)
+			continue;
+		if (type == OPTION_LSRR || type == OPTION_SSRR || at + 1 >= header_length || at + 1 >= IPV4_MAX_LEN)
+			return false;
+		length = bytes[at + 1];
+		if (length < 2 || at + length > header_length)
+			return false;
+		skip = length - 1;
+	}
+	return true;
+}
+
+static __always_inline bool checksum_valid(struct ipv4 *header)
+{
+	__u32 sum = bpf_csum_diff(0, 0, (__be32 *)header, sizeof(*header), 0);
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff;
+}
+
+/* Fill packet from the header at offset l3. VALID, or why not. Bytes after the total length are padding. */
+static __always_inline enum drop_reason packet_parse_untrusted(struct __sk_buff *skb, __u32 l3, struct packet *packet)
+{
+	struct ipv4 *header = &packet->header;
+	__u32 header_length, total_length, offset, payload;
+	struct udp_ports ports;
+
+	__builtin_memset(packet, 0, sizeof(*packet));
+	if (bpf_skb_load_bytes(skb, l3, header, IPV4_MIN_LEN))
+		return TRUNCATED;
+	if (header->version_ihl >> 4 != 4)
+		return IPV4_VERSION;
+	header_length = (header->version_ihl & 0xf) * 4;
+	if (header_length < IPV4_MIN_LEN)
+		return IPV4_HEADER_LENGTH;
+	if (header_length > IPV4_MAX_LEN || bpf_skb_load_bytes(skb, l3, header, header_length))
+		return TRUNCATED;
+	total_length = bpf_ntohs(header->total_length_be);
+	if (total_length < header_length)
+		return IPV4_TOTAL_LENGTH;
+	if (l3 + total_length > skb->len)
+		return TRUNCATED;
+	if (!checksum_valid(header))
+		return IPV4_CHECKSUM;
+	if (header_length > IPV4_MIN_LEN && !options_valid(header, header_length))
+		return IPV4_OPTION;
+
+	offset = (bpf_ntohs(header->fragment_be) & IPV4_OFFSET_MASK) * 8;
+	packet->fragment = header->fragment_be & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK);
+	payload = total_length - header_length;
+	if (offset + header_length + payload > IPV4_MAX_PACKET)
+		return FRAGMENT_INVALID;
+	if (header->protocol == PROTOCOL_UDP && offset == 0) {
+		if (payload < UDP_LEN)
+			return packet->fragment ? FRAGMENT_INVALID : UDP_MALFORMED;
+		if (bpf_skb_load_bytes(skb, l3 + header_length, &ports, sizeof(ports)))
+			return TRUNCATED;
+		packet->udp = true;
+		packet->source_port = bpf_ntohs(ports.source_be);
+		packet->destination_port = bpf_ntohs(ports.destination_be);
+	}
+	return VALID;
+}
+
+static __always_inline bool packet_is_dhcp_request(const struct packet *packet)
+{
+	return packet->udp && packet->source_port == DHCP_CLIENT_PORT && packet->destination_port == DHCP_SERVER_PORT;
+}

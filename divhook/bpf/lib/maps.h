@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* The maps. The loader pins each by its name; the agent writes all but drops, buckets and traffic. */
+#pragma once
+
+#include "../abi.h"
+#include <linux/bpf.h>
+
+#include <bpf/bpf_helpers.h>
+
+/* This host: addresses, the plan, limits of the uplink. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct host_config);
+} config SEC(".maps");
+
+/* Which guest NIC hangs on an interface. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PORTS);
+	__type(key, __u32);
+	__type(value, struct port);
+} ports SEC(".maps");
+
+/* Fill of the token buckets; apart from `ports`, so that an update of a port does not refill them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PORTS + 1);
+	__type(key, __u32);
+	__type(value, struct buckets);
+} buckets SEC(".maps");
+
+/* Group MACs that this host listens to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_GROUPS);
+	__type(key, struct mac_key);
+	__type(value, __u32);
+} groups SEC(".maps");
+
+/* pmacs of authenticated peers: a share of the uplink's limits is kept for them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_PEERS);
+	__type(key, struct mac_key);
+	__type(value, __u32);
+} peers SEC(".maps");
+
+/* Frames that ended here, by port and reason. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MAX_DROP_COUNTERS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct drop_key);
+	__type(value, struct drop_count);
+} drops SEC(".maps");
+
+/* Frames handed to the agent, by port. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MAX_PORTS + 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct traffic);
+} traffic SEC(".maps");
