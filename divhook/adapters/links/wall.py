@@ -1,0 +1,69 @@
+"""The wall on divbr0: what may enter the host's IP stack from a port, whatever became of the netfilter rules.
+
+divbr0 hands diverted frames up to the host. On their way netfilter queues them (rules.py), and what was not queued is
+dropped there. `nft flush ruleset` takes both away, so two walls stand without netfilter:
+
+1. A tc filter at the ingress of divbr0 (this module, classic BPF, lives as long as the bridge):
+
+        mark & 0xff == 0xd1, no VLAN tag, EtherType IPv4, source not in 0.0.0.0/8  ─▶ on, to ip raw PREROUTING
+        anything else                                                             ─▶ dropped
+
+   The agent's packet socket on divbr0 sees a frame before this filter does: so ARP, RARP, discovery, and IPv4 of a
+   guest that has no address yet (DHCP) end here and still reach the agent.
+
+2. rp_filter on divbr0. What passes 1 has a source address; the kernel's fib_validate_source() then asks for the
+   route back. divbr0 has no IPv4 address (`no_addr`) and no route leads out of it, so any mode but 0 refuses
+   every source, before local delivery and before forwarding. 0.0.0.0 → 255.255.255.255 alone is delivered without that
+   question (net/ipv4/route.c, brd_input): hence the last condition of 1.
+"""
+
+import asyncio
+
+from divhook.adapters.links.errors import LinkError
+
+MARK_DIVERT = 0xD1  # low byte of the mark (bpf/abi.h)
+
+_TC_OK, _TC_SHOT = 0, 2  # linux/pkt_cls.h
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _AND, _JUMP_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x54, 0x15, 0x06  # linux/filter.h
+_PROTOCOL, _MARK, _TAG_PRESENT = 0xFFFFF000, 0xFFFFF014, 0xFFFFF030  # SKF_AD_OFF + SKF_AD_…
+
+_PROGRAM = (
+    (_LOAD_WORD, 0, 0, _MARK),
+    (_AND, 0, 0, 0xFF),
+    (_JUMP_EQUAL, 0, 7, MARK_DIVERT),
+    (_LOAD_BYTE, 0, 0, _TAG_PRESENT),
+    (_JUMP_EQUAL, 0, 5, 0),
+    (_LOAD_HALF, 0, 0, _PROTOCOL),
+    (_JUMP_EQUAL, 0, 3, 0x0800),
+    (_LOAD_BYTE, 0, 0, 14 + 12),  # first octet of the source address
+    (_JUMP_EQUAL, 1, 0, 0),
+    (_RETURN, 0, 0, _TC_OK),
+    (_RETURN, 0, 0, _TC_SHOT),
+)
+_BYTECODE = f"{len(_PROGRAM)}," + ",".join("{} {} {} {}".format(*instruction) for instruction in _PROGRAM)
+
+_TC_TIMEOUT_S = 5.0
+
+
+async def _tc(*arguments: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        "tc", *arguments, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        _, error = await asyncio.wait_for(process.communicate(), _TC_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return 1, "tc did not answer"
+    return process.returncode or 0, error.decode(errors="replace").strip()
+
+
+async def raise_wall(bridge: str) -> None:
+    """Put the filter on the bridge, or put it back; no frame passes unfiltered between. Raises LinkError."""
+    await _tc("qdisc", "add", "dev", bridge, "clsact")  # fails where it is there already, and the next line tells
+    code, error = await _tc(
+        *("filter", "replace", "dev", bridge, "ingress", "prio", "1", "handle", "1", "protocol", "all"),
+        *("bpf", "da", "bytecode", _BYTECODE),
+    )
+    if code:
+        raise LinkError(f"{bridge}: the filter that keeps guests from this host cannot be set: {error}")
