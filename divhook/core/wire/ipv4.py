@@ -36,8 +36,8 @@ IPV4_HEADER = 20
 """Bytes of a header without options."""
 IPV4_MAX_OPTIONS = 40
 IPV4_MAX_TOTAL = 0xFFFF
-IPV4_MIN_MTU = 68
-"""Every link carries this much unfragmented: the longest header and 8 bytes (RFC 791, 3.2)."""
+IPV4_MIN_MTU = 84
+"""Bytes: the longest header and 24, so that the first piece holds a whole TCP header (RFC 1858). RFC 791 has 68."""
 DEFAULT_TTL = 64
 
 FLAG_DONT_FRAGMENT = 0x4000
@@ -252,7 +252,7 @@ def fragment(packet: bytes, mtu: int) -> list[bytes]:
     """The packet in pieces of at most mtu bytes, in order (RFC 791, 3.2); it alone, without padding, if it fits.
 
     The packet has passed header_untrusted, and may be a fragment itself. Options are all in the first piece, those with
-    the copied flag in each. Raises ValueError for a packet that may not be fragmented, or an MTU below 68.
+    the copied flag in each. Raises ValueError for a packet that may not be fragmented, or an MTU below IPV4_MIN_MTU.
     """
     header = header_untrusted(packet)
     if header.total_length <= mtu:

@@ -11,7 +11,7 @@ WHOLE = Ipv4(
     source=SOURCE,
     destination=DESTINATION,
     protocol=0x63,
-    payload=bytes(range(80)),
+    payload=bytes(range(120)),
     ttl=0x3C,
     identification=0x1A2B,
     dscp_ecn=0x4D,
@@ -67,37 +67,37 @@ def test_packet_that_fits_stays_whole_without_its_padding() -> None:
 
 def test_packet_that_fits_needs_no_leave_to_be_fragmented() -> None:
     packet = replace(WHOLE, dont_fragment=True).emit()
-    assert fragment(packet, 100) == [packet]
+    assert fragment(packet, 140) == [packet]
 
 
 def test_one_byte_too_long_makes_two_pieces_at_a_multiple_of_eight() -> None:
-    assert fragment(WHOLE.emit() + b"\xee" * 9, 99) == [piece(WHOLE, 0, 72, True), piece(WHOLE, 72, 80, False)]
+    assert fragment(WHOLE.emit() + b"\xee" * 9, 139) == [piece(WHOLE, 0, 112, True), piece(WHOLE, 112, 120, False)]
 
 
 def test_options_are_whole_in_the_first_piece_and_those_with_the_copied_flag_in_each() -> None:
-    assert fragment(WITH_OPTIONS.emit(), 68) == [
-        piece(WITH_OPTIONS, 0, 32, True, WITH_OPTIONS.options),
-        piece(WITH_OPTIONS, 32, 72, True, COPIED),
-        piece(WITH_OPTIONS, 72, 80, False, COPIED),
+    assert fragment(WITH_OPTIONS.emit(), 84) == [
+        piece(WITH_OPTIONS, 0, 48, True, WITH_OPTIONS.options),
+        piece(WITH_OPTIONS, 48, 104, True, COPIED),
+        piece(WITH_OPTIONS, 104, 120, False, COPIED),
     ]
 
 
 def test_copied_options_are_padded_to_whole_words() -> None:
     odd = replace(WHOLE, options=bytes.fromhex("01 960701020304 05"))
-    assert fragment(odd.emit(), 68)[1] == piece(odd, 40, 80, False, bytes.fromhex("96070102030405"))
+    assert fragment(odd.emit(), 84)[1] == piece(odd, 56, 112, True, bytes.fromhex("96070102030405"))
 
 
 def test_fragment_of_a_fragment_goes_on_from_its_offset_and_keeps_more_to_come() -> None:
     middle = replace(WHOLE, fragment_offset=800, more_fragments=True)
-    assert fragment(middle.emit(), 68) == [piece(middle, 0, 48, True), piece(middle, 48, 80, True)]
+    assert fragment(middle.emit(), 84) == [piece(middle, 0, 64, True), piece(middle, 64, 120, True)]
     last = replace(middle, more_fragments=False)
-    assert fragment(last.emit(), 68) == [piece(last, 0, 48, True), piece(last, 48, 80, False)]
+    assert fragment(last.emit(), 84) == [piece(last, 0, 64, True), piece(last, 64, 120, False)]
 
 
-def test_longest_header_leaves_eight_bytes_at_the_least_mtu() -> None:
+def test_longest_header_leaves_room_for_a_tcp_header_at_the_least_mtu() -> None:
     longest = replace(WHOLE, options=b"\x94\x04\xc1\xc2" * 10)
-    pieces = fragment(longest.emit(), 68)
-    assert pieces == [piece(longest, n, n + 8, n < 72, longest.options) for n in range(0, 80, 8)]
+    pieces = fragment(longest.emit(), 84)
+    assert pieces == [piece(longest, n, n + 24, n < 96, longest.options) for n in range(0, 120, 24)]
 
 
 def test_packet_with_df_is_the_callers_bug() -> None:
@@ -106,5 +106,5 @@ def test_packet_with_df_is_the_callers_bug() -> None:
 
 
 def test_mtu_below_the_least_is_the_callers_bug() -> None:
-    with pytest.raises(ValueError, match="below 68"):
-        fragment(WHOLE.emit(), 67)
+    with pytest.raises(ValueError, match="below 84"):
+        fragment(WHOLE.emit(), 83)
