@@ -17,14 +17,19 @@ lint:
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	shellcheck -x $$(git ls-files '*.sh' scripts/bootstrap .ci/run | sort -u)
+	shellcheck -x $$(git ls-files '*.sh' scripts/bootstrap .ci/run divhook/lab/initramfs/init | sort -u)
 
 format:
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+# make test TESTS="--require-all"; make test TESTS="--tier unit -- -k lab"
 test: bpf
-	$(PY) -m pytest
+	@$(PY) scripts/run_tests.py $(TESTS)
+
+# Several hosts on this machine and what divhook does for their guests, as a story. DEMO="--help" lists options.
+demo: bpf
+	@$(PY) -m divhook.lab.demo $(DEMO)
 
 clean:
 	rm -f $(BPF_OBJECTS)

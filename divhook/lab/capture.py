@@ -25,7 +25,20 @@ class Capture:
         self._pid_file = path.with_suffix(".pid")
         self._log.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-        command = ["tcpdump", "-i", interface, "-n", "-U", "-Z", "root", "-s", str(snap_length), "-B", str(BUFFER_KIB)]
+        command = [
+            "tcpdump",
+            "-i",
+            interface,
+            "-n",
+            "-U",
+            "--immediate-mode",
+            "-Z",
+            "root",
+            "-s",
+            str(snap_length),
+            "-B",
+            str(BUFFER_KIB),
+        ]
         processes.spawn(switch.enter(*command, "-w", str(path)), self._pid_file, self._log)
         if not processes.wait_until(lambda: "listening on" in self._log.read_text(), START_TIMEOUT_S):
             raise LabError(f"tcpdump did not start: {self._log.read_text().strip()}")

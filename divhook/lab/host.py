@@ -80,6 +80,12 @@ class HostPlan:
     mac: str
 
 
+def package_environment() -> dict[str, str]:
+    """A clean environment in which Python finds this package."""
+    parent = str(Path(divhook.__file__).parent.parent)
+    return processes.clean_environment(PYTHONPATH=parent, PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
+
+
 def repository_file(relative: str, packaged: str) -> Path:
     """A file of the source tree, or its copy in the installed package. Raises LabError."""
     package = Path(divhook.__file__).parent
@@ -145,7 +151,7 @@ class LabHost:
             self.namespaces.enter(*command),
             self.root / "pids" / f"libvirtd-{time.monotonic_ns()}",
             self.root / "log" / "libvirtd.log",
-            self._environment(),
+            package_environment(),
         )
         if not processes.wait_until(lambda: self.try_virsh("version") is not None, libvirtd.START_TIMEOUT_S, 0.1):
             raise LabError(f"libvirtd of host {self.name} does not answer; see {self.root}/log and log-libvirt")
@@ -172,11 +178,6 @@ class LabHost:
 
     # agent
 
-    @staticmethod
-    def _environment() -> dict[str, str]:
-        parent = str(Path(divhook.__file__).parent.parent)
-        return processes.clean_environment(PYTHONPATH=parent, PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
-
     @property
     def _agent_pid_file(self) -> Path:
         return self.root / "pids" / "agent"
@@ -194,7 +195,7 @@ class LabHost:
             self.namespaces.enter(sys.executable, "-m", "divhook.cli.main", "agent", "--foreground"),
             self._agent_pid_file,
             self.agent_log,
-            self._environment(),
+            package_environment(),
         )
         if wait:
             self.wait_agent()
@@ -255,12 +256,12 @@ class LabHost:
 
     def divhook(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run the `divhook` command on this host."""
-        variables = [f"{key}={value}" for key, value in self._environment().items()]
+        variables = [f"{key}={value}" for key, value in package_environment().items()]
         return self.exec("env", *variables, sys.executable, "-m", "divhook.cli.main", *arguments, check=check)
 
     def interactive(self, *command: str) -> int:
         """Run a command on this host with the caller's terminal; its exit code."""
-        environment = self._environment() | {"PS1": f"host{self.name}:\\w# "}
+        environment = package_environment() | {"PS1": f"host{self.name}:\\w# "}
         return subprocess.run(self.namespaces.enter(*command), env=environment, check=False).returncode
 
     # ending

@@ -26,7 +26,7 @@ from divhook.lab import image, namespaces, processes
 from divhook.lab.capture import SNAP_LENGTH, Capture
 from divhook.lab.errors import LabError
 from divhook.lab.guest import GuestSpec, LabGuest, Nic, domain_xml
-from divhook.lab.host import BRIDGE, UPLINK, HostPlan, LabHost, repository_file
+from divhook.lab.host import BRIDGE, UPLINK, HostPlan, LabHost, package_environment, repository_file
 from divhook.lab.namespaces import Namespaces
 
 DEFAULT_DIRECTORY = Path("/var/tmp/divhook-lab")
@@ -97,7 +97,7 @@ class Lab:
     def host(self, name: str) -> LabHost:
         """One host. Raises LabError where there is none of that name."""
         try:
-            return self.hosts[name]
+            return self.hosts[name.upper()]
         except KeyError:
             raise LabError(f"no host {name!r} in this lab: it has {', '.join(self.hosts)}") from None
 
@@ -227,12 +227,11 @@ class Lab:
     def _configure_divhook(self) -> None:
         cells = self._cells or repository_file("policies/cells", "policies/cells")
         key = self.directory / "cluster.key"
-        first = next(iter(self.hosts.values()))
         made = subprocess.run(
-            [sys.executable, "-m", "divhook.cli.main", "key", "new", "--output", str(key), "--force"],
+            [sys.executable, "-m", "divhook.cli.main", "key", "new", "--out", str(key), "--force"],
             capture_output=True,
             text=True,
-            env=first._environment(),
+            env=package_environment(),
             check=False,
         )
         if made.returncode:

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # The guest's end of the control channel on the second serial port: it needs no network.
 #
 #   RUN <id> <seconds> <base64 of a shell command> END     to the guest, one line
@@ -13,15 +14,11 @@ while read -r word id limit command end <&3; do
   echo "$command" | base64 -d >/tmp/control.sh 2>/dev/null || continue
   setsid sh /tmp/control.sh </dev/null >/tmp/control.out 2>&1 3>&- &
   session=$!
-  (
-    exec 3>&-
-    sleep "$limit"
-    kill -9 "-$session"
-  ) >/dev/null 2>&1 &
+  setsid sh -c "sleep $limit; kill -9 -$session" >/dev/null 2>&1 3>&- &
   watchdog=$!
   wait "$session"
   code=$?
-  kill -9 "$watchdog" 2>/dev/null
+  kill -9 "$watchdog" "-$watchdog" 2>/dev/null
   wait "$watchdog" 2>/dev/null
   printf 'OUT %s %s %s END\n' "$id" "$code" "$(gzip -c /tmp/control.out | base64 | tr -d '\n')" >&3
 done
