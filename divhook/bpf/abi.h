@@ -34,6 +34,11 @@ enum port_state {
 	PORT_FENCED = 4,
 };
 
+/* A discovery frame is an ARP packet, then this, then its trailer: divhook/core/wire/discovery.py. */
+#define DISCOVERY_MAGIC 0xd17e
+#define DISCOVERY_MIN_LEN 138
+#define DISCOVERY_MAX_LEN 1162
+
 /* Token buckets of a port (bucket set of its port id), and of the uplink (bucket set 0). */
 enum port_bucket {
 	BUCKET_IPV4 = 0,
@@ -48,7 +53,7 @@ enum wire_bucket {
 };
 #define BUCKETS 4
 
-/* divhook/core/reasons.py */
+/* divhook/core/reasons.py, which says what each means; some are the agent's alone. */
 enum drop_reason {
 	VALID = 0,
 
@@ -64,6 +69,8 @@ enum drop_reason {
 	IPV4_OPTION = 10,
 	ARP_MALFORMED = 11,
 	UDP_MALFORMED = 12,
+	ICMP_MALFORMED = 13,
+	DHCP_MALFORMED = 14,
 	L2_MULTICAST_MISMATCH = 15,
 	FRAGMENT_INVALID = 16,
 	DISCOVERY_MALFORMED = 17,
@@ -72,10 +79,31 @@ enum drop_reason {
 	SPOOF_IPV4 = 33,
 	SPOOF_ARP_SHA = 34,
 	SPOOF_ARP_SPA = 35,
+	SPOOF_LOCAL = 36,
 	SPOOF_SOURCE = 37,
 	UNKNOWN_HOST = 38,
+	UNVERIFIED = 39,
 	ROGUE_DHCP = 40,
+	RARP_FROM_GUEST = 41,
 
+	CELL_DENIED = 64,
+	POLICY_DENIED = 65,
+	NO_SUCH_ENDPOINT = 66,
+	NEGATIVE_CACHED = 67,
+	RESOLVE_RATE_PORT = 68,
+	RESOLVE_RATE_HOST = 69,
+	HOLD_QUEUE_FULL = 70,
+	HOLD_TABLE_FULL = 71,
+	HOLD_EXPIRED = 72,
+	TTL_EXPIRED = 73,
+	FRAGMENTATION_NEEDED = 74,
+	BROADCAST_UNSUPPORTED = 75,
+	MULTICAST_UNSUPPORTED = 76,
+	EXTERNAL_UNSUPPORTED = 77,
+	MARTIAN_DESTINATION = 78,
+	NOT_LOCAL = 79,
+	ROUTER_SERVICE = 80,
+	ICMP_RATE_LIMITED = 81,
 	WIRE_GROUP_UNICAST = 82,
 
 	PORT_NOT_ACTIVE = 96,
@@ -83,6 +111,10 @@ enum drop_reason {
 	DIVERT_RATE_LIMITED = 98,
 	DISCOVERY_RATE_LIMITED = 99,
 	NOT_JOINED = 100,
+	DISCOVERY_AUTH = 101,
+	DISCOVERY_REPLAY = 102,
+	DISCOVERY_UNCHALLENGED = 103,
+	CONSUMED = 104,
 	INTERNAL_ERROR = 105,
 };
 

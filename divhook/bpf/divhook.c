@@ -120,6 +120,10 @@ int from_guest(struct __sk_buff *skb)
 		return drop(skb, port->port_id, VLAN_TAGGED);
 	if (mac_is_group(&frame.ethernet.source) || mac_is_zero(&frame.ethernet.source))
 		return drop(skb, port->port_id, SOURCE_MAC_GROUP);
+	if (frame.type == TYPE_IPV6)
+		return drop(skb, port->port_id, IPV6_UNSUPPORTED);
+	if (frame.type != TYPE_IPV4 && frame.type != TYPE_ARP && frame.type != TYPE_RARP)
+		return drop(skb, port->port_id, ETHERTYPE);
 	if (!mac_equal(&frame.ethernet.source, &port->vmac))
 		return drop(skb, port->port_id, SPOOF_MAC);
 
@@ -128,12 +132,8 @@ int from_guest(struct __sk_buff *skb)
 		return guest_ipv4(skb, host, port, &frame);
 	case TYPE_ARP:
 		return guest_arp(skb, host, port, &frame);
-	case TYPE_RARP:
-		return guest_rarp(skb, host, port, &frame);
-	case TYPE_IPV6:
-		return drop(skb, port->port_id, IPV6_UNSUPPORTED);
 	default:
-		return drop(skb, port->port_id, ETHERTYPE);
+		return guest_rarp(skb, host, port, &frame);
 	}
 }
 
@@ -209,8 +209,7 @@ static __always_inline int wire_ipv4(struct __sk_buff *skb, const struct host_co
 		return drop(skb, PORT_WIRE, WIRE_GROUP_UNICAST);
 	if (to == TO_HOST && !is_virtual(host, destination))
 		return drop(skb, PORT_WIRE, SPOOF_SOURCE); /* a guest speaks to the host through the agent only */
-	if (packet.udp && (packet.source_port == DHCP_SERVER_PORT || packet.source_port == DHCP_CLIENT_PORT ||
-			   packet.destination_port == DHCP_SERVER_PORT || packet.destination_port == DHCP_CLIENT_PORT))
+	if (packet.udp && (packet.source_port == DHCP_SERVER_PORT || packet.destination_port == DHCP_SERVER_PORT || packet.destination_port == DHCP_CLIENT_PORT))
 		return drop(skb, PORT_WIRE, ROGUE_DHCP);
 	bucket = is_peer(&frame->ethernet.source) ? BUCKET_PEER_IPV4 : BUCKET_STRANGER_IPV4;
 	if (!conforms(skb, PORT_WIRE, bucket, &host->wire_rates[bucket]))
@@ -230,7 +229,7 @@ static __always_inline int wire_discovery(struct __sk_buff *skb, const struct ho
 		return drop(skb, PORT_WIRE, VLAN_TAGGED);
 	if (mac_is_group(&frame->ethernet.source) || mac_is_zero(&frame->ethernet.source))
 		return drop(skb, PORT_WIRE, SOURCE_MAC_GROUP);
-	if (skb->len < ETH_LEN + ARP_LEN + DISCOVERY_TRAILER_MIN || skb->len > DISCOVERY_MAX_LEN)
+	if (skb->len < DISCOVERY_MIN_LEN || skb->len > DISCOVERY_MAX_LEN)
 		return drop(skb, PORT_WIRE, DISCOVERY_MALFORMED);
 	if (!conforms(skb, PORT_WIRE, bucket, &host->wire_rates[bucket]))
 		return drop(skb, PORT_WIRE, DISCOVERY_RATE_LIMITED);

@@ -17,10 +17,6 @@
 #define RARP_REQUEST 3
 #define RARP_REPLY 4
 
-#define DISCOVERY_MAGIC 0xd17e
-#define DISCOVERY_TRAILER_MIN 24 /* magic, and a 128-bit tag with at least something to cover */
-#define DISCOVERY_MAX_LEN 1514	 /* one Ethernet frame at MTU 1500 */
-
 struct arp {
 	__be16 htype_be;
 	__be16 ptype_be;
@@ -41,7 +37,7 @@ static __always_inline enum drop_reason arp_parse_untrusted(struct __sk_buff *sk
 	__u16 op;
 
 	if (bpf_skb_load_bytes(skb, l3, arp, sizeof(*arp)))
-		return TRUNCATED;
+		return ARP_MALFORMED;
 	op = bpf_ntohs(arp->op_be);
 	if (arp->htype_be != bpf_htons(1) || arp->ptype_be != bpf_htons(TYPE_IPV4) || arp->hlen != 6 || arp->plen != 4 ||
 	    (op != op_one && op != op_other))

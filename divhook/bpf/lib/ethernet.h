@@ -27,6 +27,7 @@
 #define TYPE_VLAN 0x8100
 #define TYPE_IPV6 0x86dd
 #define TYPE_QINQ 0x88a8
+#define TYPE_OLD_QINQ 0x9100 /* from before 802.1ad */
 #define TYPE_EXPERIMENT 0x88b5 /* IEEE 802 local experimental 1: discovery, where ARP is inspected or suppressed */
 
 struct ethernet {
@@ -64,7 +65,7 @@ static __always_inline bool mac_is_zero(const struct mac *mac)
 
 static __always_inline bool type_is_tag(__u16 type)
 {
-	return type == TYPE_VLAN || type == TYPE_QINQ;
+	return type == TYPE_VLAN || type == TYPE_QINQ || type == TYPE_OLD_QINQ;
 }
 
 /* False where there is no Ethernet header. With more than MAX_TAGS tags, type is still a tag's. */

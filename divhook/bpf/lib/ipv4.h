@@ -29,7 +29,10 @@
 #define OPTION_LSRR 131
 #define OPTION_SSRR 137
 
+#define PROTOCOL_ICMP 1
+#define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
+#define TCP_LEN 20
 #define UDP_LEN 8
 #define DHCP_SERVER_PORT 67
 #define DHCP_CLIENT_PORT 68
@@ -56,7 +59,7 @@ struct udp_ports {
 
 struct packet {
 	struct ipv4 header; /* options beyond IHL are zero */
-	bool udp;	    /* ports are known: UDP, unfragmented or the first fragment */
+	bool udp;	    /* and the ports are known: unfragmented, or the first fragment */
 	bool fragment;
 	__u16 source_port;
 	__u16 destination_port;
@@ -101,13 +104,33 @@ static __always_inline bool checksum_valid(struct ipv4 *header)
 	return sum == 0xffff;
 }
 
-/* Fill packet from the header at offset l3. VALID, or why not. Bytes after the total length are padding. */
-static __always_inline enum drop_reason packet_parse_untrusted(struct __sk_buff *skb, __u32 l3, struct packet *packet)
+/* A fragment must not run over 64 KiB, nor hide or overwrite ports, flags or ICMP type: RFC 1858 §3. */
+static __always_inline bool fragment_valid(__u8 protocol, __u32 offset, __u32 total_length, __u32 payload)
 {
-	struct ipv4 *header = &packet->header;
+	__u32 transport = 0;
+
+	if (protocol == PROTOCOL_TCP)
+		transport = TCP_LEN;
+	else if (protocol == PROTOCOL_UDP || protocol == PROTOCOL_ICMP)
+		transport = UDP_LEN; /* and ICMP's */
+	if (offset + total_length > IPV4_MAX_PACKET)
+		return false;
+	return offset ? offset >= transport : payload >= transport;
+}
+
+/*
+ * Fill packet from the header at offset l3. VALID, or why not. Bytes after the total length are padding.
+ * Not static: so the verifier walks it once, not once for each way that leads here.
+ */
+__noinline enum drop_reason packet_parse_untrusted(struct __sk_buff *skb, __u32 l3, struct packet *packet)
+{
+	struct ipv4 *header;
 	__u32 header_length, total_length, offset, payload;
 	struct udp_ports ports;
 
+	if (!packet)
+		return INTERNAL_ERROR;
+	header = &packet->header;
 	__builtin_memset(packet, 0, sizeof(*packet));
 	if (bpf_skb_load_bytes(skb, l3, header, IPV4_MIN_LEN))
 		return TRUNCATED;
@@ -131,11 +154,9 @@ static __always_inline enum drop_reason packet_parse_untrusted(struct __sk_buff 
 	offset = (bpf_ntohs(header->fragment_be) & IPV4_OFFSET_MASK) * 8;
 	packet->fragment = header->fragment_be & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK);
 	payload = total_length - header_length;
-	if (offset + header_length + payload > IPV4_MAX_PACKET)
+	if (packet->fragment && !fragment_valid(header->protocol, offset, total_length, payload))
 		return FRAGMENT_INVALID;
-	if (header->protocol == PROTOCOL_UDP && offset == 0) {
-		if (payload < UDP_LEN)
-			return packet->fragment ? FRAGMENT_INVALID : UDP_MALFORMED;
+	if (header->protocol == PROTOCOL_UDP && offset == 0 && payload >= sizeof(ports)) {
 		if (bpf_skb_load_bytes(skb, l3 + header_length, &ports, sizeof(ports)))
 			return TRUNCATED;
 		packet->udp = true;
