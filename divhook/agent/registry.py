@@ -7,11 +7,13 @@ stable addresses, nothing else: claims then start from the wall clock and what p
 
 import json
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from divhook.core.addressing import Address, Mac, SubnetId
+from divhook.core.discovery import Record
+from divhook.core.wire.discovery import Claim
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -27,6 +29,7 @@ CREATE TABLE IF NOT EXISTS reservation (
     PRIMARY KEY (guest_uuid, mac)
 );
 CREATE TABLE IF NOT EXISTS lease (address BLOB PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS claim (address BLOB PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS quarantine (address BLOB PRIMARY KEY, until_us INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
@@ -138,6 +141,16 @@ class Registry:
         else:
             self._db.execute("INSERT OR REPLACE INTO lease VALUES (?,?)", (address, json.dumps(value)))
 
+    def claims(self) -> list[Record]:
+        """Saved claims, as Discovery.restore takes them."""
+        return [_record(json.loads(value)) for (value,) in self._db.execute("SELECT value FROM claim")]
+
+    def save_claim(self, record: Record) -> None:
+        """Save the claim of an address, active, fenced or former."""
+        fenced = record.fenced_by
+        value = {"claim": _claim_json(record.claim), "fenced_by": _claim_json(fenced) if fenced else None}
+        self._db.execute("INSERT OR REPLACE INTO claim VALUES (?,?)", (record.claim.address, json.dumps(value)))
+
     def quarantine(self, address: Address, until_us: int) -> None:
         """Keep an address from being chosen until a wall-clock time in microseconds."""
         self._db.execute("INSERT OR REPLACE INTO quarantine VALUES (?,?)", (address, until_us))
@@ -155,3 +168,18 @@ class Registry:
     def put(self, name: str, value: int) -> None:
         """Save a whole-number setting."""
         self._db.execute("INSERT OR REPLACE INTO setting VALUES (?,?)", (name, str(value)))
+
+
+def _claim_json(claim: Claim) -> dict[str, Any]:
+    value = asdict(claim)
+    return {name: field.hex() if isinstance(field, bytes) else field for name, field in value.items()}
+
+
+def _claim(value: dict[str, Any]) -> Claim:
+    octets = {name: bytes.fromhex(value[name]) for name in ("address", "vmac", "host")}
+    return Claim(**{**value, **octets})
+
+
+def _record(value: dict[str, Any]) -> Record:
+    fenced = value["fenced_by"]
+    return Record(_claim(value["claim"]), _claim(fenced) if fenced else None)

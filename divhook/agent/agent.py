@@ -1,0 +1,376 @@
+"""The agent of one host: starts everything in order, keeps it true, stops without touching guests' traffic.
+
+Start: configuration, key, walls, programs, then the sockets; hooks are refused until libvirt has said what runs.
+Reconcile (at start, on events, every RECONCILE_S): desired state from files, registry and libvirt against what is
+there; every step is safe to repeat. Stop: sockets are closed, all kernel state stays; `teardown` removes it.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import random
+import secrets
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from divhook.abi.entries import HostEntry
+from divhook.adapters.bpf import bpffs
+from divhook.adapters.bpf.programs import Programs
+from divhook.adapters.libvirt import EventKind, GuestEvent, LibvirtError, LibvirtWatch
+from divhook.adapters.links import BridgeInfo, Links, UplinkInfo
+from divhook.adapters.rules import Rules, RulesWatcher
+from divhook.agent import systemd
+from divhook.agent.control import ControlServer, RequestError
+from divhook.agent.dataplane import Dataplane
+from divhook.agent.guests import Guests
+from divhook.agent.registry import Registry
+from divhook.agent.topology import topology_of
+from divhook.config.configuration import Configuration
+from divhook.config.load import load
+from divhook.config.problems import ConfigError
+from divhook.core.auth import Authenticator
+from divhook.core.discovery import ClaimChanged, Discovery, Event
+from divhook.core.endpoint import PortTable
+from divhook.core.keys import KeyFileError, KeyRing, parse_key_text
+from divhook.core.pipeline import Pipeline
+
+RECONCILE_S = 30.0
+FILES_POLL_S = 1.0
+RULES_POLL_S = 1.0
+HIGHEST_STAMP = "highest stamp"
+BPFFS = Path("/sys/fs/bpf")
+
+log = logging.getLogger(__name__)
+
+
+class AgentError(Exception):
+    """The agent can't start. The text is for a person."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the agent finds and keeps things."""
+
+    config: Path = Path("/etc/divhook")
+    state: Path = Path("/var/lib/divhook")
+    run: Path = Path("/run/divhook")
+
+    @property
+    def socket(self) -> Path:
+        """The control socket."""
+        return self.run / "agent.sock"
+
+
+def read_key(configuration: Configuration) -> KeyRing:
+    """The cluster key. Raises AgentError."""
+    path = Path(configuration.host.key_file)
+    try:
+        if path.stat().st_mode & 0o077:
+            raise AgentError(f"{path}: others than root may read the cluster key; run: chmod 600 {path}")
+        return parse_key_text(path.read_text(), str(path))
+    except FileNotFoundError:
+        raise AgentError(
+            f"{path}: there is no cluster key. Make one on one host with `divhook key new` and copy it to all others"
+        ) from None
+    except KeyFileError as error:
+        raise AgentError(str(error)) from error
+
+
+class Agent:
+    """One host. `start`, then `stop`; in between it works by itself."""
+
+    def __init__(self, paths: Paths, configuration: Configuration) -> None:
+        self.paths = paths
+        self.configuration = configuration
+        self.started_s = time.time()
+        self.config_error = ""
+        self.uplink: UplinkInfo
+        self.bridge: BridgeInfo
+        self.dataplane: Dataplane
+        self.guests: Guests
+        self.programs: Programs
+        self.registry = Registry(paths.state / "registry.sqlite")
+        self.libvirt = LibvirtWatch(configuration.host.libvirt_uri, self._from_libvirt_thread)
+        self.rules = Rules(configuration.host.queue, configuration.host.bridge)
+        self.rules_restored = 0
+        self._links = Links(configuration.host.bridge)
+        self._rules_watcher: RulesWatcher | None = None
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reconcile_lock = asyncio.Lock()
+        self._rules_lock = asyncio.Lock()
+        self._control: ControlServer | None = None
+        self._files_seen = self._file_times()
+
+    # ------------------------------------------------------------------ start and stop
+
+    async def start(self, handlers: dict[str, Any]) -> None:
+        """Bring the host to where guests can start. Raises AgentError, LinkError, RulesError, BpfError, …"""
+        host = self.configuration.host
+        plan = self.configuration.plan
+        keys = read_key(self.configuration)
+        await self._links.open()
+        self.uplink = await self._links.uplink_info(host.uplink or await self._links.find_uplink())
+        overlaps = await self._links.overlaps(plan.supernet)
+        if overlaps:
+            raise AgentError(
+                f"the virtual supernet {plan.supernet} overlaps this host's own network: {'; '.join(overlaps)}. "
+                "Choose another with `addresses: supernet:` in divhook.yaml, the same on every host"
+            )
+        await self._links.disable_lro(self.uplink.name)
+        self.bridge = await self._links.ensure_bridge(host.bridge, self.uplink.mtu)
+        await self._links.ensure_blackhole(plan.supernet)
+        await self.rules.ensure()
+        bpffs.ensure_bpffs(BPFFS)
+        self.programs = Programs.load(bpffs.pin_dir_in(BPFFS))
+        self.programs.configure(
+            HostEntry(self.uplink.mac, self.bridge.ifindex, self.bridge.mac, plan.supernet, plan.host_bits)
+        )
+        self._build(keys)
+        self.programs.attach_uplink(self.uplink.ifindex)
+        self._control = ControlServer(self.paths.socket, {"hook": self._hook, **handlers})
+        await self._control.start()
+        self._rules_watcher = RulesWatcher()
+        self._loop.add_reader(self._rules_watcher.fileno(), self._rules_changed)
+        self.libvirt.start()
+        for task in (self._every_now_and_then(), self._watch_links(), self._watch_files(), self._feed_watchdog()):
+            self._spawn(task)
+        if self.rules.needs_poll:
+            self._spawn(self._poll_rules())
+        systemd.notify(f"READY=1\nSTATUS=uplink {self.uplink.name}")
+        log.info("ready: uplink %s, supernet %s", self.uplink.name, plan.supernet)
+
+    def _build(self, keys: KeyRing) -> None:
+        host, plan = self.configuration.host, self.configuration.plan
+        offset_us = int((time.time() - self._loop.time()) * 1e6)
+        discovery = Discovery(self.uplink.mac, plan, random.SystemRandom(), offset_us)
+        discovery.restore(self.registry.claims(), self.registry.get(HIGHEST_STAMP))
+        ether_type = 0x88B5 if host.discovery.ethertype == "0x88b5" else 0x0806
+        authenticator = Authenticator(self.uplink.mac, keys, secrets.randbits(64), host.cluster, ether_type)
+        topology = topology_of(self.configuration, self.uplink.mtu)
+        pipeline = Pipeline(plan, self.uplink.mac, PortTable(), topology, discovery)
+        try:
+            self.dataplane = Dataplane(
+                pipeline,
+                authenticator,
+                [discovery],
+                self.programs,
+                self.uplink.ifindex,
+                self.bridge.ifindex,
+                host.queue,
+                self._from_discovery,
+            )
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EBUSY):
+                raise AgentError(f"NFQUEUE {host.queue} is taken by another program: {error}") from error
+            raise
+        self.guests = Guests(
+            self.configuration, self.registry, self.programs, self.dataplane, self._links, self.uplink.mtu
+        )
+
+    async def stop(self) -> None:
+        """Stop. Guests' kernel state, rules and programs stay as they are."""
+        systemd.notify("STOPPING=1")
+        for task in self._tasks:
+            task.cancel()
+        if self._control is not None:
+            await self._control.stop()
+        if self._rules_watcher is not None:
+            self._loop.remove_reader(self._rules_watcher.fileno())
+            self._rules_watcher.close()
+        self.libvirt.stop()
+        if hasattr(self, "dataplane"):
+            self._save_stamp()
+            self.dataplane.close()
+            self.programs.close()
+        await self._links.close()
+        self.registry.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                log.exception("a task of the agent ended with a bug; please report it with this trace")
+
+        task = self._loop.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ------------------------------------------------------------------ libvirt
+
+    async def _hook(self, request: dict[str, Any]) -> None:
+        operation, xml = str(request.get("operation")), request.get("xml")
+        if not isinstance(xml, str):
+            raise RequestError("the hook sent no domain XML")
+        if operation == "reconnect":
+            self._spawn(self.reconcile())
+            return
+        try:
+            await self.guests.hook(operation, str(request.get("suboperation")), xml)
+        except RequestError as error:
+            log.warning("guest %s, %s refused: %s", request.get("guest"), operation, error)
+            raise
+
+    def _from_libvirt_thread(self, event: GuestEvent) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
+            self._loop.call_soon_threadsafe(self._from_libvirt, event)
+
+    def _from_libvirt(self, event: GuestEvent) -> None:
+        if event.kind in (EventKind.CONNECTED, EventKind.DEVICE_ADDED, EventKind.DEVICE_REMOVED):
+            self._spawn(self.reconcile())
+        elif event.kind is EventKind.RESUMED:
+            self.guests.resumed(event.guest_uuid)
+        elif event.kind is EventKind.STOPPED:
+            self._spawn(self._stopped(event.guest_uuid))
+        elif event.kind is EventKind.UNDEFINED:
+            self._spawn(self._forget_undefined(event.guest_uuid))
+
+    async def _stopped(self, guest_uuid: str) -> None:
+        guest = await self.libvirt.guest(guest_uuid)
+        if guest is None or not guest.running:
+            async with self.guests.lock(guest_uuid):
+                await self.guests.unplug(guest_uuid)
+        if guest is None:
+            self.guests.undefined(guest_uuid)
+
+    async def _forget_undefined(self, guest_uuid: str) -> None:
+        if await self.libvirt.guest(guest_uuid) is None:
+            self.guests.undefined(guest_uuid)
+
+    async def reconcile(self) -> None:
+        """Make this host's ports and claims what libvirt says runs here."""
+        async with self._reconcile_lock:
+            try:
+                guests = await self.libvirt.guests()
+            except LibvirtError as error:
+                log.warning("%s", error)
+                return
+            running = {g.uuid: g for g in guests if g.running}
+            for guest in running.values():
+                await self.guests.adopt(guest)
+            now = self._loop.time()
+            for nic in self.guests.all():
+                if nic.guest_uuid not in running and now - nic.asked_s > RECONCILE_S:
+                    log.info("%s: libvirt does not run it any more", nic)
+                    async with self.guests.lock(nic.guest_uuid):
+                        await self.guests.unplug(nic.guest_uuid)
+            known = {g.uuid for g in guests} | {n.guest_uuid for n in self.guests.all()}
+            for uuid in {r.guest_uuid for r in self.registry.reservations()} - known:
+                self.guests.undefined(uuid)
+            ports = {n.ifindex for n in self.guests.all()}
+            for ifindex in set(self.programs.ports()) - ports:
+                self.programs.detach_port(ifindex)
+                self.programs.remove_port(ifindex)
+            if not self.guests.reconciled:
+                self.guests.reconciled = True
+                self.dataplane.pipeline.discovery.ready(now)
+                log.info("reconciled with libvirt: %d guests run, %d NICs are ours", len(running), len(ports))
+            self.dataplane.inject(now, [])
+
+    # ------------------------------------------------------------------ discovery
+
+    def _from_discovery(self, event: Event) -> None:
+        if isinstance(event, ClaimChanged):
+            records = [r for r in self.dataplane.pipeline.discovery.records() if r.claim.address == event.address]
+            for record in records:
+                self.registry.save_claim(record)
+            self._save_stamp()
+        self.guests.event(event)
+
+    def _save_stamp(self) -> None:
+        self.registry.put(HIGHEST_STAMP, self.dataplane.pipeline.discovery.highest_seen_stamp)
+
+    # ------------------------------------------------------------------ what may change around us
+
+    async def _every_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(RECONCILE_S)
+            await self.reconcile()
+            await self._restore_rules()
+            self._save_stamp()
+
+    async def _feed_watchdog(self) -> None:
+        interval_s = systemd.watchdog_interval_s()
+        while interval_s is not None:
+            systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(interval_s)
+
+    def _rules_changed(self) -> None:
+        assert self._rules_watcher is not None
+        if self._rules_watcher.changed():
+            self._spawn(self._restore_rules())
+
+    async def _poll_rules(self) -> None:
+        while True:
+            await asyncio.sleep(RULES_POLL_S)
+            await self._restore_rules()
+
+    async def _restore_rules(self) -> None:
+        async with self._rules_lock:
+            if not await self.rules.intact():
+                self.rules_restored += 1
+                log.warning("netfilter rules of divhook were removed or changed by somebody: restored")
+                await self.rules.ensure()
+
+    async def _watch_links(self) -> None:
+        async for event in self._links.watch():
+            if event.kind == "gone":
+                await self.guests.tap_gone(event.ifindex)
+            elif event.kind == "new" and event.master_is_bridge:
+                await self._links.ensure_port(event.ifindex)
+                self._spawn(self._adopt_soon())
+            elif event.ifindex == self.uplink.ifindex and event.carrier:
+                self.dataplane.pipeline.discovery.carrier_up(self._loop.time())
+                self.dataplane.inject(self._loop.time(), [])
+
+    async def _adopt_soon(self) -> None:
+        """A tap that no hook spoke of is hot-plugged: libvirt's XML has it a moment later."""
+        await asyncio.sleep(1)
+        await self.reconcile()
+
+    # ------------------------------------------------------------------ files
+
+    def _file_times(self) -> dict[str, int]:
+        times: dict[str, int] = {}
+        files = [*self.paths.config.glob("*.yaml"), *self.paths.config.glob("cells/*.yaml")]
+        for path in [*files, Path(self.configuration.host.key_file)]:
+            with contextlib.suppress(OSError):
+                times[str(path)] = path.stat().st_mtime_ns
+        return times
+
+    async def _watch_files(self) -> None:
+        while True:
+            await asyncio.sleep(FILES_POLL_S)
+            seen = self._file_times()
+            if seen != self._files_seen:
+                self._files_seen = seen
+                self.reload()
+
+    def reload(self) -> str:
+        """Read the files again. What is wrong leaves everything as it was, and is said loudly; returns that text."""
+        try:
+            configuration = load(self.paths.config)
+            keys = read_key(configuration)
+            if configuration.plan != self.configuration.plan or configuration.host != self.configuration.host:
+                log.warning("divhook.yaml has changed: what is not in cells/ takes effect at the agent's next start")
+        except (ConfigError, AgentError) as error:
+            self.config_error = str(error)
+            log.error("the files have a mistake, the last good ones stay in force: %s", error)
+            return self.config_error
+        self.config_error = ""
+        self.configuration = configuration
+        self.guests.configuration = configuration
+        self.dataplane.authenticator.replace_keys(keys)
+        topology = self.dataplane.pipeline.topology
+        fresh = topology_of(configuration, self.uplink.mtu)
+        topology.clear()
+        topology.update(fresh)
+        log.info("files read: %d cells, %d subnets", len(configuration.cells), len(fresh))
+        return ""

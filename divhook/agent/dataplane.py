@@ -1,0 +1,281 @@
+"""The slow path's shell: diverted frames in, the core's outputs out, everything counted.
+
+All of it runs in the event loop's thread. Time is read here, once per batch, and handed to the core.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from divhook.adapters.bpf.programs import Programs
+from divhook.adapters.nfqueue import DivertQueue
+from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
+from divhook.core.addressing import ALL_HOSTS_GROUP, Mac, SubnetId, group_mac
+from divhook.core.auth import Authenticator, Opened, Refused
+from divhook.core.discovery.events import Event, UnknownHost
+from divhook.core.endpoint import PORT_WIRE, PortState
+from divhook.core.outputs import Drop, Output, ToGuest, ToWire
+from divhook.core.pipeline import Pipeline
+from divhook.core.reasons import DropReason
+from divhook.core.wire.discovery import Message, is_discovery
+from divhook.core.wire.ethernet import ETH_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4
+
+MARK_GROUP = 1 << 8
+"""Mark bit: the frame's destination MAC was a group address."""
+MAX_RECENT_DROPS = 256
+"""Dropped frames kept for `divhook drops --recent`."""
+
+log = logging.getLogger(__name__)
+
+
+class Talker(Protocol):
+    """A sans-IO machine that speaks discovery messages: Discovery, AddressCensus."""
+
+    def receive(self, message: Message, now: float) -> None:
+        """An authenticated message."""
+
+    def messages_to_send(self) -> list[Message]:
+        """What to seal and send."""
+
+    def next_timer(self) -> float | None:
+        """When on_timer wants to be called."""
+
+    def on_timer(self, now: float) -> None:
+        """Its time has come."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the slow path did since the agent's start."""
+
+    drops: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # (port, reason) -> [packets, bytes]
+    from_guest: int = 0
+    from_wire: int = 0
+    discovery: int = 0
+    to_guest: int = 0
+    to_wire: int = 0
+    send_failed: int = 0
+
+
+class Dataplane:
+    """Joins the core to the kernel. `ifindex_of` maps port ids to taps; the owner keeps it."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        authenticator: Authenticator,
+        talkers: list[Talker],
+        programs: Programs,
+        uplink_ifindex: int,
+        bridge_ifindex: int,
+        queue_number: int,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self.pipeline = pipeline
+        self.authenticator = authenticator
+        self.counters = Counters()
+        self.recent: deque[tuple[float, Drop]] = deque(maxlen=MAX_RECENT_DROPS)
+        self.ifindex_of: dict[int, int] = {}
+        self._talkers = talkers
+        self._programs = programs
+        self._uplink = uplink_ifindex
+        self._on_event = on_event
+        self._sender = FrameSender()
+        self._diverted = DivertSocket(bridge_ifindex)
+        self._queue = DivertQueue(queue_number, self._ipv4)
+        self._groups = GroupMembership(uplink_ifindex)
+        self._joined: set[Mac] = set()
+        self._known_peers: set[Mac] = set()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._now = self._loop.time()
+        self._loop.add_reader(self._diverted.fileno(), self._read_diverted)
+        self._loop.add_reader(self._queue.fileno(), self._read_queue)
+        self.join_groups([])
+
+    def close(self) -> None:
+        """Stop reading and release the sockets. Kernel state stays as it is."""
+        self._loop.remove_reader(self._diverted.fileno())
+        self._loop.remove_reader(self._queue.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+        for thing in (self._diverted, self._queue, self._groups, self._sender):
+            thing.close()
+
+    def now(self) -> float:
+        """Monotonic seconds, the loop's clock."""
+        return self._loop.time()
+
+    # ------------------------------------------------------------------ frames
+
+    def _ipv4(self, mark: int, hw_source: bytes | None, packet: bytes) -> None:
+        port = mark >> 16
+        group = bool(mark & MARK_GROUP)
+        if port == PORT_WIRE:
+            self.counters.from_wire += 1
+            self.execute(self.pipeline.from_wire_ipv4(hw_source or bytes(6), packet, group, self._now))
+        else:
+            self.counters.from_guest += 1
+            self.execute(self.pipeline.from_guest_ipv4(port, packet, group, self._now))
+
+    def _read_queue(self) -> None:
+        self._now = self.now()
+        self._guarded(self._queue.read)
+        self.pump()
+
+    def _read_diverted(self) -> None:
+        self._now = self.now()
+        for mark, frame in self._diverted.read():
+            self._guarded(self._divert, mark, frame)
+        self.pump()
+
+    def _guarded(self, function: Callable[..., object], *arguments: object) -> None:
+        """A frame that trips over a bug of ours is counted and logged; the agent goes on."""
+        try:
+            function(*arguments)
+        except Exception:
+            log.exception("a frame met a bug; please report it with this trace")
+            self._count(Drop(DropReason.INTERNAL_ERROR, PORT_WIRE))
+
+    def _divert(self, mark: int, frame: bytes) -> None:
+        port = mark >> 16
+        if port == PORT_WIRE:
+            self._discovery(frame)
+            return
+        self.counters.from_guest += 1
+        ethertype = int.from_bytes(frame[12:14], "big")
+        if ethertype == ETHERTYPE_ARP:
+            self.execute(self.pipeline.from_guest_arp(port, frame[ETH_HEADER:], self._now))
+        elif ethertype == ETHERTYPE_IPV4:  # of a guest without address: DHCP
+            self.execute(self.pipeline.from_guest_ipv4(port, frame[ETH_HEADER:], bool(mark & MARK_GROUP), self._now))
+        else:
+            self._count(Drop(DropReason.RARP_FROM_GUEST, port, frame))
+
+    def _discovery(self, frame: bytes) -> None:
+        self.counters.discovery += 1
+        if not is_discovery(frame):
+            self._count(Drop(DropReason.DISCOVERY_MALFORMED, PORT_WIRE, frame))
+            return
+        opened = self.authenticator.open_untrusted(frame, self._now)
+        if isinstance(opened, Refused):
+            self._count(Drop(opened.reason, PORT_WIRE, frame))
+        elif isinstance(opened, Opened):
+            for refused in opened.refused:
+                self._count(Drop(refused.reason, PORT_WIRE))
+            for message in opened.messages:
+                self._peer(message.source)
+                for talker in self._talkers:
+                    talker.receive(message, self._now)
+
+    def _peer(self, pmac: Mac) -> None:
+        if pmac not in self._known_peers:
+            self._known_peers.add(pmac)
+            self._programs.add_peer(pmac)
+            log.info("peer %s proved its key", pmac.hex(":"))
+
+    def inject(self, now: float, outputs: list[Output]) -> None:
+        """Outputs that the agent itself caused."""
+        self._now = now
+        self.execute(outputs)
+        self.pump()
+
+    def execute(self, outputs: list[Output]) -> None:
+        """Send and count."""
+        for output in outputs:
+            if isinstance(output, ToWire):
+                self.counters.to_wire += 1
+                if not self._sender.send(self._uplink, output.frame):
+                    self.counters.send_failed += 1
+            elif isinstance(output, ToGuest):
+                self.counters.to_guest += 1
+                ifindex = self.ifindex_of.get(output.port)
+                if ifindex is None or not self._sender.send(ifindex, output.frame):
+                    self.counters.send_failed += 1
+            elif isinstance(output, Drop):
+                self._count(output)
+
+    def _count(self, drop: Drop) -> None:
+        entry = self.counters.drops.setdefault((drop.port, int(drop.reason)), [0, 0])
+        entry[0] += 1
+        entry[1] += len(drop.frame)
+        if drop.reason is not DropReason.CONSUMED:
+            self.recent.append((time.time(), drop))
+
+    def forget_port(self, port: int) -> None:
+        """A port is gone: so are its counters."""
+        for key in [k for k in self.counters.drops if k[0] == port]:
+            del self.counters.drops[key]
+        self.ifindex_of.pop(port, None)
+
+    # ------------------------------------------------------------------ machines
+
+    def pump(self) -> None:
+        """Let the machines speak, hand out what they decided, and set the next timer."""
+        for _ in range(8):  # an event may make a machine speak again
+            self.execute(self.pipeline.collect(self._now))
+            events, self.pipeline.pending_events = self.pipeline.pending_events, []
+            for event in events:
+                if isinstance(event, UnknownHost):
+                    self.authenticator.challenge(event.pmac, self._now)
+                else:
+                    self._on_event(event)
+            frames = [
+                self.authenticator.seal(message, self._now)
+                for talker in self._talkers
+                for message in talker.messages_to_send()
+            ]
+            frames += self.authenticator.frames_to_send()
+            for frame in frames:
+                self.counters.to_wire += 1
+                self._sender.send(self._uplink, frame)
+            if not frames and not events:
+                break
+        self._schedule()
+
+    def _schedule(self) -> None:
+        times = [talker.next_timer() for talker in self._talkers] + [self.authenticator.next_timer()]
+        wanted = [at for at in times if at is not None]
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if wanted:
+            self._timer = self._loop.call_at(max(min(wanted), self._now), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._now = self.now()
+        for refused in self.authenticator.on_timer(self._now):
+            self._count(Drop(refused.reason, PORT_WIRE))
+        for talker in self._talkers:
+            talker.on_timer(self._now)
+        self.pump()
+
+    # ------------------------------------------------------------------ groups
+
+    def join_groups(self, subnets: list[SubnetId]) -> None:
+        """Admit exactly the groups of these subnets, and the all-hosts group."""
+        wanted = {group_mac(s) for s in subnets} | {ALL_HOSTS_GROUP}
+        for group in wanted - self._joined:
+            self._groups.join(group)
+        for group in self._joined - wanted:
+            self._groups.leave(group)
+        if wanted != self._joined:
+            self._programs.set_groups(wanted)
+        self._joined = wanted
+
+    @property
+    def groups(self) -> set[Mac]:
+        """Group MACs that the uplink admits now."""
+        return set(self._joined)
+
+    def active_subnets(self) -> list[SubnetId]:
+        """Subnets with a port here that is not fenced."""
+        return sorted({e.subnet for e in self.pipeline.ports.all() if e.state is not PortState.FENCED})
+
+    def queue_losses(self) -> tuple[int, int]:
+        """(NFQUEUE, packet socket) frames that the kernel could not hand over since the agent's start."""
+        queue = self._queue.counts()
+        return queue.queue_dropped + queue.user_dropped, self._diverted.counts().lost

@@ -1,0 +1,467 @@
+"""Guests' NICs on this host, from the first hook to the last: where they belong, their port, their claim.
+
+    hook prepare ──▶ placed, address known or being chosen, others asked whether they object   (may refuse)
+    hook start   ──▶ the tap exists: port made, walls up, tc program on                        (may refuse)
+    hook started ──▶ nobody objected: claim, port active
+    stopped, release, tap gone, event STOPPED ──▶ port and claim gone, reservation kept
+    UNDEFINED    ──▶ reservation gone
+
+A hot-plugged NIC has no hook: `adopt` does the same steps at once, from netlink and libvirt events, and so does a
+restarted agent that finds guests running. Each step is safe to repeat.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from enum import Enum
+
+from divhook.abi.entries import PortEntry, Rate
+from divhook.adapters.bpf.programs import Programs
+from divhook.adapters.libvirt import Guest
+from divhook.adapters.links import Links
+from divhook.agent.control import RequestError
+from divhook.agent.dataplane import Dataplane
+from divhook.agent.registry import Registry, Reservation
+from divhook.config.configuration import Configuration, Placement, PlacementError
+from divhook.config.domain import Domain, DomainError, DomainNic, parse_domain
+from divhook.core.addressing import Address, Mac, SubnetId, address_text, mac_text
+from divhook.core.discovery import ClaimState, Discovery, Event, Fenced, TentativeObjected, TentativePassed, Unfenced
+from divhook.core.endpoint import MAX_PORT, Endpoint, PortState
+
+OBJECTION_WAIT_S = 0.04
+"""How long the start of a guest waits for other hosts' objections to its address (docs/protocol.md)."""
+QUARANTINE_S = 600
+LAST_PORT = "last port"
+
+log = logging.getLogger(__name__)
+
+
+class Phase(Enum):
+    """How far a NIC has come."""
+
+    PREPARED = "prepared"  # no tap yet
+    PLUGGED = "plugged"  # port exists, guest does not run yet
+    RUNNING = "running"
+
+
+@dataclass(slots=True)
+class Nic:
+    """One NIC of one guest. fixed: its address is configured. objection: who holds it, in words."""
+
+    guest: str
+    guest_uuid: str
+    placement: Placement
+    mac: Mac
+    fixed: bool
+    address: Address | None = None
+    phase: Phase = Phase.PREPARED
+    incoming: bool = False
+    checked: bool = False
+    objection: str = ""
+    port: int = 0
+    ifindex: int = 0
+    ifname: str = ""
+    asked_s: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, Mac]:
+        """Guest and MAC: what makes a NIC."""
+        return (self.guest_uuid, self.mac)
+
+    @property
+    def guest_id(self) -> int:
+        """64 bits that are the same wherever the guest runs."""
+        seed = self.guest_uuid.encode() + self.mac
+        return int.from_bytes(hashlib.sha256(seed).digest()[:8], "big")
+
+    def __str__(self) -> str:
+        return f"guest {self.guest}, NIC {mac_text(self.mac)}"
+
+
+class Guests:
+    """Every divhook NIC of this host. All methods run in the event loop's thread."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        registry: Registry,
+        programs: Programs,
+        dataplane: Dataplane,
+        links: Links,
+        uplink_mtu: int,
+    ) -> None:
+        self.configuration = configuration
+        self.reconciled = False
+        self._registry = registry
+        self._programs = programs
+        self._dataplane = dataplane
+        self._links = links
+        self._uplink_mtu = uplink_mtu
+        self._nics: dict[tuple[str, Mac], Nic] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def _discovery(self) -> Discovery:
+        return self._dataplane.pipeline.discovery
+
+    def all(self) -> list[Nic]:
+        """Every NIC, in the order of coming."""
+        return list(self._nics.values())
+
+    def lock(self, guest_uuid: str) -> asyncio.Lock:
+        """Steps of one guest never overlap."""
+        return self._locks.setdefault(guest_uuid, asyncio.Lock())
+
+    # ------------------------------------------------------------------ hooks
+
+    async def hook(self, operation: str, suboperation: str, xml: str) -> None:
+        """One call of libvirt's qemu hook. Raises RequestError: what the person who starts the guest should read."""
+        try:
+            domain = parse_domain(xml, network=self.configuration.host.network, bridge=self.configuration.host.bridge)
+        except DomainError as error:
+            raise RequestError(str(error)) from error
+        if not domain.nics:
+            return
+        async with self.lock(domain.uuid):
+            if (operation, suboperation) in (("prepare", "begin"), ("migrate", "begin"), ("restore", "begin")):
+                if not self.reconciled:
+                    raise RequestError(
+                        "the agent has not yet learned from libvirt what runs here; try again in a second"
+                    )
+                if operation != "restore":
+                    await self.prepare(domain, incoming=operation == "migrate")
+            elif (operation, suboperation) == ("start", "begin"):
+                await self.plug(domain)
+            elif (operation, suboperation) == ("started", "begin"):
+                await self.run(domain)
+            elif operation in ("stopped", "release"):
+                await self.unplug(domain.uuid)
+
+    async def prepare(self, domain: Domain, incoming: bool = False) -> None:
+        """Find every NIC's place and address; start asking whether anybody objects. All or nothing."""
+        known = {nic.key for nic in self._nics.values() if nic.guest_uuid == domain.uuid and nic.incoming}
+        made: list[Nic] = []
+        try:
+            for wanted in domain.nics:
+                if (domain.uuid, wanted.mac) in known:
+                    continue  # migrate came before prepare
+                await self._forget((domain.uuid, wanted.mac))
+                nic = self._place(domain, wanted)
+                nic.incoming = incoming
+                self._nics[nic.key] = nic
+                made.append(nic)
+                self._ask(nic)
+        except RequestError:
+            for nic in made:
+                await self._forget(nic.key)
+            raise
+
+    def _place(self, domain: Domain, wanted: DomainNic) -> Nic:
+        try:
+            placement = self.configuration.place(wanted, domain.name)
+        except PlacementError as error:
+            raise RequestError(str(error)) from error
+        holder = next((n for n in self._nics.values() if n.mac == wanted.mac), None)
+        if holder is not None:
+            raise RequestError(f"NIC {mac_text(wanted.mac)}: this MAC is used by {holder} on this host; change one")
+        nic = Nic(domain.name, domain.uuid, placement, wanted.mac, placement.address is not None)
+        nic.address = placement.address
+        reserved = self._registry.find(domain.uuid, wanted.mac)
+        if nic.address is None and reserved is not None and reserved.subnet == placement.id and not reserved.fixed:
+            nic.address = reserved.address
+        return nic
+
+    def _ask(self, nic: Nic) -> None:
+        """Reserve the address here, and ask the other hosts; or ask for a free one."""
+        now = self._dataplane.now()
+        nic.asked_s = now
+        if nic.address is None:
+            nic.address = self._choose(nic)
+        holder = self._registry.holder(nic.address)
+        if holder is not None and (holder.guest_uuid, holder.mac) != nic.key:
+            raise RequestError(
+                f"{nic}: address {address_text(nic.address)} belongs to guest {holder.guest} "
+                f"(NIC {mac_text(holder.mac)}) on this host; give one of them another with `divhook assign`"
+            )
+        if nic.incoming:
+            nic.checked = True
+            return
+        born = self._born(nic)
+        if self._discovery.state(nic.address) is not None:
+            self._discovery.withdraw(nic.address, now, gone=False)
+        self._discovery.tentative(nic.address, nic.mac, nic.guest_id, 0, born, now)
+        self._dataplane.join_groups([*self._dataplane.active_subnets(), nic.placement.id, *self._pending_subnets()])
+        self._dataplane.inject(now, [])
+
+    def _choose(self, nic: Nic) -> Address:
+        """The first free address in the order of the MAC's hash."""
+        plan = self.configuration.plan
+        taken = {r.address for r in self._registry.reservations()}
+        taken |= set(self._registry.quarantined(int(time.time() * 1e6)))
+        taken |= set(self.configuration.static_addresses(nic.placement.id))
+        taken |= {n.address for n in self._nics.values() if n.address is not None}
+        span = plan.max_host - 2
+        first = int.from_bytes(hashlib.sha256(nic.mac).digest()[:4], "big") % span
+        for step in range(span):
+            address = plan.address(nic.placement.id, 2 + (first + step) % span)
+            if address not in taken:
+                return address
+        raise RequestError(f"{nic}: subnet {nic.placement.subnet} is full: all {span} addresses are taken")
+
+    def _born(self, nic: Nic) -> int | None:
+        reserved = self._registry.find(nic.guest_uuid, nic.mac)
+        return reserved.born if reserved is not None and reserved.address == nic.address and reserved.born else None
+
+    def _pending_subnets(self) -> list[SubnetId]:
+        return [n.placement.id for n in self._nics.values() if n.phase is Phase.PREPARED]
+
+    async def plug(self, domain: Domain) -> None:
+        """The taps exist: make them ports. Raises RequestError where an address was objected to meanwhile."""
+        if any((domain.uuid, wanted.mac) not in self._nics for wanted in domain.nics):
+            await self.prepare(domain)
+        for wanted in domain.nics:
+            await self._plug(self._nics[(domain.uuid, wanted.mac)], wanted)
+
+    async def _plug(self, nic: Nic, wanted: DomainNic) -> None:
+        if nic.phase is not Phase.PREPARED:
+            return
+        await self._answered(nic)
+        if nic.objection:
+            raise RequestError(f"{nic}: {nic.objection}")
+        if wanted.target is None:
+            raise RequestError(f"{nic}: libvirt names no tap for it; is the interface of type network or bridge?")
+        nic.ifname = wanted.target
+        nic.ifindex = (await self._links.ensure_port(wanted.target)).ifindex
+        nic.port = self._port_of(nic)
+        self._put(nic, PortState.INCOMING if nic.incoming else PortState.TENTATIVE)
+        self._programs.attach_port(nic.ifindex)
+        nic.phase = Phase.PLUGGED
+        if nic.address is not None:
+            self._reserve(nic)
+
+    async def _answered(self, nic: Nic) -> None:
+        """Wait until others have had their time to object to the NIC's address."""
+        until = nic.asked_s + OBJECTION_WAIT_S
+        while not nic.objection and not nic.checked:
+            left = until - self._dataplane.now()
+            if left <= 0:
+                break
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), left)
+            except TimeoutError:
+                break
+
+    def _reserve(self, nic: Nic, born: int = 0) -> None:
+        assert nic.address is not None
+        self._registry.reserve(
+            Reservation(
+                nic.guest_uuid,
+                nic.mac,
+                nic.guest,
+                nic.placement.id,
+                nic.address,
+                born or self._born(nic) or 0,
+                nic.fixed,
+            )
+        )
+
+    def _port_of(self, nic: Nic) -> int:
+        """The port id that the tap has already (a restarted agent), or a fresh one."""
+        adopted = self._programs.ports().get(nic.ifindex)
+        used = {n.port for n in self._nics.values() if n is not nic}
+        if adopted is not None and adopted.port_id not in used and adopted.vmac == nic.mac:
+            return adopted.port_id
+        used |= {entry.port_id for entry in self._programs.ports().values()}
+        last = self._registry.get(LAST_PORT)
+        for step in range(MAX_PORT):
+            port = (last + step) % MAX_PORT + 1
+            if port not in used:
+                self._registry.put(LAST_PORT, port)
+                return port
+        raise RequestError(f"{nic}: this host has {MAX_PORT} ports already")
+
+    def _put(self, nic: Nic, state: PortState) -> None:
+        """Tell the core and the kernel of a port, or of its new state."""
+        pipeline = self._dataplane.pipeline
+        facts = pipeline.topology.get(nic.placement.id)
+        mtu = facts.mtu if facts is not None else self._uplink_mtu
+        endpoint = Endpoint(
+            nic.port, nic.placement.id, nic.mac, nic.address, nic.guest, nic.guest_uuid, mtu=mtu, state=state
+        )
+        pipeline.ports.put(endpoint)
+        pipeline.hostnames[nic.port] = nic.placement.hostname or nic.guest
+        self._dataplane.ifindex_of[nic.port] = nic.ifindex
+        limits = self.configuration.host.limits
+        self._programs.set_port(
+            nic.ifindex,
+            PortEntry(
+                nic.port,
+                state,
+                nic.mac,
+                nic.address,
+                router=self.configuration.plan.router(nic.placement.id),
+                ipv4_rate=Rate(limits.divert_pps, limits.divert_burst),
+                dhcp_rate=Rate(limits.dhcp_pps, max(limits.dhcp_pps, 1)),
+            ),
+        )
+        self._join()
+
+    def _join(self) -> None:
+        self._dataplane.join_groups([*self._dataplane.active_subnets(), *self._pending_subnets()])
+
+    async def run(self, domain: Domain) -> None:
+        """The guest runs: claim its addresses. An incoming guest runs elsewhere until libvirt's RESUMED."""
+        for wanted in domain.nics:
+            nic = self._nics.get((domain.uuid, wanted.mac))
+            if nic is None:
+                continue
+            if not nic.incoming:
+                self._claim(nic)
+
+    def _claim(self, nic: Nic) -> None:
+        """Take the address; the port passes traffic from here on."""
+        if nic.phase is Phase.RUNNING or nic.address is None or nic.objection:
+            return
+        now = self._dataplane.now()
+        claim = self._discovery.activate(nic.address, nic.mac, nic.guest_id, 0, self._born(nic), now)
+        self._reserve(nic, claim.born)
+        nic.phase = Phase.RUNNING
+        nic.incoming = False
+        self._activate_port(nic)
+
+    def _activate_port(self, nic: Nic) -> None:
+        now = self._dataplane.now()
+        self._put(nic, PortState.ACTIVE)
+        self._dataplane.inject(now, self._dataplane.pipeline.confirm(nic.port, now))
+
+    def resumed(self, guest_uuid: str) -> None:
+        """libvirt: the guest runs here from now on."""
+        for nic in self._nics.values():
+            if nic.guest_uuid == guest_uuid and nic.incoming and nic.phase is Phase.PLUGGED:
+                self._claim(nic)
+
+    # ------------------------------------------------------------------ without hooks
+
+    async def adopt(self, guest: Guest) -> None:
+        """A guest that runs: make sure of every NIC that it has, and forget those that it has not any more."""
+        try:
+            domain = parse_domain(
+                guest.xml, network=self.configuration.host.network, bridge=self.configuration.host.bridge
+            )
+        except DomainError as error:
+            log.error("guest %s: %s", guest.name, error)
+            return
+        async with self.lock(domain.uuid):
+            present = {wanted.mac for wanted in domain.nics}
+            for nic in [n for n in self._nics.values() if n.guest_uuid == domain.uuid and n.mac not in present]:
+                if nic.phase is not Phase.PREPARED:
+                    await self._forget(nic.key)
+            for wanted in domain.nics:
+                try:
+                    await self._adopt(domain, wanted)
+                except RequestError as error:
+                    log.error("NIC stays without network: %s", error)
+
+    async def _adopt(self, domain: Domain, wanted: DomainNic) -> None:
+        nic = self._nics.get((domain.uuid, wanted.mac))
+        if nic is not None and nic.phase is not Phase.PREPARED:
+            return
+        if nic is None:
+            nic = self._place(domain, wanted)
+            self._nics[nic.key] = nic
+            try:
+                if not self._reclaim(nic):
+                    self._ask(nic)
+            except RequestError:
+                await self._forget(nic.key)
+                raise
+        try:
+            await self._plug(nic, wanted)
+        except RequestError:
+            await self._forget(nic.key)
+            raise
+        if nic.address is not None and self._discovery.state(nic.address) is ClaimState.FENCED:
+            nic.phase = Phase.RUNNING
+            self._put(nic, PortState.FENCED)
+        else:
+            self._claim(nic)
+
+    def _reclaim(self, nic: Nic) -> bool:
+        """A restarted agent takes up the claim that the registry has for a guest that went on running."""
+        reserved = self._registry.find(nic.guest_uuid, nic.mac)
+        if self.reconciled or reserved is None or nic.address != reserved.address:
+            return False
+        self._discovery.reclaim(nic.address, nic.mac, nic.guest_id, 0, self._dataplane.now())
+        nic.checked = True
+        return True
+
+    async def unplug(self, guest_uuid: str) -> None:
+        """The guest is not here any more. Its reservations stay."""
+        for nic in [n for n in self._nics.values() if n.guest_uuid == guest_uuid]:
+            await self._forget(nic.key)
+
+    async def tap_gone(self, ifindex: int) -> None:
+        """A tap has disappeared: detach, destroy, or a crash of QEMU."""
+        for nic in [n for n in self._nics.values() if n.ifindex == ifindex]:
+            await self._forget(nic.key)
+
+    def undefined(self, guest_uuid: str) -> None:
+        """libvirt does not know the guest any more: its addresses are free after their quarantine."""
+        until_us = int((time.time() + QUARANTINE_S) * 1e6)
+        for entry in self._registry.release(guest_uuid):
+            self._registry.quarantine(entry.address, until_us)
+
+    async def _forget(self, key: tuple[str, Mac]) -> None:
+        nic = self._nics.pop(key, None)
+        if nic is None:
+            return
+        now = self._dataplane.now()
+        if nic.address is not None:
+            self._discovery.withdraw(nic.address, now, gone=nic.phase is Phase.RUNNING)
+        if nic.port:
+            self._dataplane.pipeline.ports.remove(nic.port)
+            self._dataplane.pipeline.forget_port(nic.port)
+            self._dataplane.forget_port(nic.port)
+            self._programs.detach_port(nic.ifindex)
+            self._programs.remove_port(nic.ifindex)
+            self._programs.forget_port_counters(nic.port)
+        self._join()
+        self._dataplane.inject(now, [])
+
+    # ------------------------------------------------------------------ discovery
+
+    def event(self, event: Event) -> None:
+        """What discovery says of an address of ours."""
+        address = getattr(event, "address", None)
+        nic = next((n for n in self._nics.values() if n.address == address), None)
+        if nic is None:
+            return
+        if isinstance(event, TentativePassed):
+            nic.checked = True
+            self._changed.set()
+        elif isinstance(event, TentativeObjected):
+            if event.holder.guest_id == nic.guest_id:
+                nic.checked = True  # the same guest elsewhere: the newer start wins (docs/protocol.md)
+            else:
+                nic.objection = (
+                    f"address {address_text(event.address)} is held by another guest (NIC "
+                    f"{mac_text(event.holder.vmac)}) on host {mac_text(event.holder.host)}; "
+                    "give one of them another with `divhook assign`"
+                )
+                log.error("%s: %s", nic, nic.objection)
+            self._changed.set()
+        elif isinstance(event, Fenced) and nic.port:
+            log.error(
+                "%s: FENCED: host %s holds a better claim on %s; nothing passes until it gives it up",
+                nic,
+                mac_text(event.owner.host),
+                address_text(event.address),
+            )
+            self._put(nic, PortState.FENCED)
+        elif isinstance(event, Unfenced) and nic.port:
+            log.warning("%s: free again, %s is active here", nic, address_text(event.address))
+            self._activate_port(nic)

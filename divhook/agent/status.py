@@ -1,0 +1,153 @@
+"""What the agent says of itself on the control socket: status, endpoints, neighbours, drops, leases."""
+
+import os
+import time
+from typing import Any
+
+import divhook
+from divhook.agent.agent import Agent
+from divhook.agent.control import Handler, RequestError
+from divhook.agent.guests import Nic
+from divhook.core.addressing import address_text, mac_text
+from divhook.core.endpoint import PORT_WIRE
+from divhook.core.reasons import DropReason, reason_text
+
+
+def handlers(agent: "AgentHolder") -> dict[str, Handler]:
+    """Requests by op. They are served only once the agent has started."""
+    return {
+        "status": agent.answer(_status),
+        "endpoints": agent.answer(_endpoints),
+        "neighbors": agent.answer(_neighbors),
+        "drops": agent.answer(_drops),
+        "leases": agent.answer(_leases),
+        "reload": agent.answer(_reload),
+    }
+
+
+class AgentHolder:
+    """Lets requests be bound before the agent exists."""
+
+    def __init__(self) -> None:
+        self.agent: Agent | None = None
+
+    def answer(self, function: Any) -> Handler:
+        """A handler that calls function(agent, request)."""
+
+        async def handler(request: dict[str, Any]) -> Any:
+            if self.agent is None or not hasattr(self.agent, "guests"):
+                raise RequestError("the agent is still starting")
+            return function(self.agent, request)
+
+        return handler
+
+
+def _status(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
+    plane = agent.dataplane
+    discovery = plane.pipeline.discovery
+    queue_lost, socket_lost = plane.queue_losses()
+    counters = plane.counters
+    return {
+        "version": divhook.__version__,
+        "pid": os.getpid(),
+        "uptime_s": round(time.time() - agent.started_s, 1),
+        "reconciled": agent.guests.reconciled,
+        "libvirt": "connected" if agent.libvirt.connected else "not connected",
+        "config": agent.config_error or "ok",
+        "uplink": {"name": agent.uplink.name, "pmac": mac_text(agent.uplink.mac), "mtu": agent.uplink.mtu},
+        "supernet": str(agent.configuration.plan.supernet),
+        "endpoints": len(agent.guests.all()),
+        "neighbours": len(discovery.neighbours),
+        "peers": plane.authenticator.peer_count,
+        "groups": sorted(mac_text(group) for group in plane.groups),
+        "rules_restored": agent.rules_restored,
+        "slow_path": {
+            "from_guest": counters.from_guest,
+            "from_wire": counters.from_wire,
+            "discovery": counters.discovery,
+            "to_guest": counters.to_guest,
+            "to_wire": counters.to_wire,
+            "send_failed": counters.send_failed,
+            "queue_lost": queue_lost,
+            "socket_lost": socket_lost,
+        },
+    }
+
+
+def _state(agent: Agent, nic: Nic) -> str:
+    endpoint = agent.dataplane.pipeline.ports.port(nic.port) if nic.port else None
+    return endpoint.state.name.lower() if endpoint is not None else nic.phase.value
+
+
+def _endpoints(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "guest": nic.guest,
+            "nic": mac_text(nic.mac),
+            "cell": nic.placement.subnet.cell,
+            "subnet": nic.placement.subnet.name,
+            "address": address_text(nic.address) if nic.address is not None else None,
+            "port": nic.port or None,
+            "ifname": nic.ifname or None,
+            "state": _state(agent, nic),
+            "source": nic.placement.source,
+        }
+        for nic in agent.guests.all()
+    ]
+
+
+def _neighbors(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
+    now = agent.dataplane.now()
+    return [
+        {
+            "address": address_text(entry.address),
+            "host": mac_text(entry.claim.host) if entry.claim is not None else None,
+            "vmac": mac_text(entry.claim.vmac) if entry.claim is not None else None,
+            "state": entry.state.name,
+            "age_s": round(now - entry.confirmed_s, 1) if entry.confirmed_s > 0 else None,
+        }
+        for entry in agent.dataplane.pipeline.discovery.neighbours
+    ]
+
+
+def _drops(agent: Agent, request: dict[str, Any]) -> list[dict[str, Any]]:
+    guest_of = {nic.port: nic.guest for nic in agent.guests.all() if nic.port}
+    rows: list[dict[str, Any]] = []
+    counted = [("kernel", key, value) for key, value in agent.programs.drop_counters().items()]
+    counted += [("agent", key, (v[0], v[1])) for key, v in agent.dataplane.counters.drops.items()]
+    for where, (port, reason), (packets, octets) in counted:
+        if int(reason) == DropReason.CONSUMED and not request.get("all"):
+            continue
+        rows.append(
+            {
+                "port": port,
+                "guest": "(wire)" if port == PORT_WIRE else guest_of.get(port, "?"),
+                "reason": reason_text(int(reason)),
+                "packets": packets,
+                "bytes": octets,
+                "where": where,
+            }
+        )
+    return sorted(rows, key=lambda row: (row["port"], row["reason"]))
+
+
+def _leases(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
+    leases = agent.dataplane.pipeline.dhcp.leases(agent.dataplane.now())
+    guest_of = {nic.port: nic.guest for nic in agent.guests.all() if nic.port}
+    return [
+        {
+            "guest": guest_of.get(lease.port, "?"),
+            "nic": mac_text(lease.vmac),
+            "address": address_text(lease.address),
+            "remaining_s": round(lease.remaining_s),
+            "hostname": lease.hostname,
+        }
+        for lease in leases
+    ]
+
+
+def _reload(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
+    problem = agent.reload()
+    if problem:
+        raise RequestError(problem)
+    return {"cells": len(agent.configuration.cells)}
