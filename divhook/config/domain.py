@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from divhook.config.problems import did_you_mean
 from divhook.config.values import BadValueError, parse_guest_mac, parse_hostname, parse_ipv4, shown
-from divhook.core.addressing import Address, Mac, mac_text
+from divhook.core.addressing import Address, Mac, address_text, mac_text
 
 NAMESPACE = "urn:divhook:guest:1"
 PREFIX = "divhook"
@@ -235,20 +235,26 @@ def assigned(current: str | None, mac: Mac, assignment: Assignment | None, *, on
     (libvirt adds prefix and namespace itself), or None where nothing is left. Raises DomainError.
     """
     entries = read_assignments(current) if current else []
+    if not only and any(m is None for m, _ in entries):
+        raise DomainError(f"metadata has a <{PREFIX}:nic> without `mac`, but the guest has several divhook NICs")
     kept = [(m, a) for m, a in entries if m != mac and not (m is None and only)]
     if assignment is not None:
         kept.append((mac, assignment))
-    if not kept:
-        return None
-    guest = ET.Element("guest")
-    for stated, entry in kept:
+    return guest_element(kept, namespaced=False) if kept else None
+
+
+def guest_element(entries: list[tuple[Mac | None, Assignment]], *, namespaced: bool) -> str:
+    """The metadata element as text: with prefix and namespace for a domain XML, without for virDomainSetMetadata."""
+    prefix = f"{PREFIX}:" if namespaced else ""
+    guest = ET.Element(f"{prefix}guest", {f"xmlns:{PREFIX}": NAMESPACE} if namespaced else {})
+    for stated, entry in entries:
         values = {
             "mac": mac_text(stated) if stated is not None else None,
             "cell": entry.cell,
             "subnet": entry.subnet,
-            "address": ".".join(map(str, entry.address)) if entry.address is not None else None,
+            "address": address_text(entry.address) if entry.address is not None else None,
             "hostname": entry.hostname,
         }
-        ET.SubElement(guest, "nic", {name: value for name, value in values.items() if value is not None})
+        ET.SubElement(guest, f"{prefix}nic", {name: value for name, value in values.items() if value is not None})
     ET.indent(guest)
     return ET.tostring(guest, encoding="unicode")

@@ -1,0 +1,28 @@
+"""`divhook neighbors`: which host holds which address."""
+
+import argparse
+
+from divhook.cli import listing
+
+DESCRIPTION = """\
+List what this host knows of endpoints on other hosts: address, the MAC of the host that holds it, the guest's MAC.
+States: incomplete (being asked for), reachable, stale (to be refreshed at the next use), probe, failed."""
+EXAMPLES = """\
+examples:
+  divhook neighbors
+  divhook neighbors --state failed"""
+FILTERS = ("host", "state")
+COLUMNS = ("address", "host", "vmac", "state", "age_s")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    listing.add_arguments(parser, FILTERS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the list. Raises CommandError."""
+    rows = listing.rows_of(args, "neighbors", FILTERS)
+    return listing.show(
+        args, rows, COLUMNS, "no neighbour is known: no guest of this host has talked to another host lately"
+    )
