@@ -47,5 +47,5 @@ def test_update_of_rfc_1624_section_4_yields_zero_and_not_its_other_form() -> No
     assert update(0xDD2F, 0x5555, 0x3285) == 0x0000
 
 
-def test_update_adds_the_last_carry_round() -> None:
-    assert update(0x0000, 0x0000, 0xFFFF) == checksum(b"\xff\xff\xff\xff") == 0x0000
+def test_update_adds_the_carry_of_the_carry_round() -> None:
+    assert update(checksum(b"\xff\xff\x00\x00"), 0x0000, 0x0001) == checksum(b"\xff\xff\x00\x01") == 0xFFFE
