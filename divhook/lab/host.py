@@ -66,6 +66,9 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 mount --bind "$root/hosts" /etc/hosts
+resolver=$(realpath -m /etc/resolv.conf)
+case $resolver in /run/*) mkdir -p "${resolver%/*}"; : >>"$resolver";; esac
+if [ -e "$resolver" ]; then mount --bind "$root/resolv.conf" "$resolver"; fi
 sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
 ip link set lo up
 """
@@ -86,13 +89,13 @@ def package_environment() -> dict[str, str]:
     return processes.clean_environment(PYTHONPATH=parent, PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
 
 
-def repository_file(relative: str, packaged: str) -> Path:
-    """A file of the source tree, or its copy in the installed package. Raises LabError."""
+def cell_files() -> Path:
+    """The example cells: of the source tree, or their copy in the installed package. Raises LabError."""
     package = Path(divhook.__file__).parent
-    for path in (package.parent / relative, package / "data" / packaged):
-        if path.exists():
+    for path in (package.parent / "policies" / "cells", package / "data" / "policies" / "cells"):
+        if path.is_dir():
             return path
-    raise LabError(f"{relative} is neither in {package.parent} nor in the installed package")
+    raise LabError(f"no cell files: policies/cells is neither in {package.parent} nor in the installed package")
 
 
 class LabHost:
@@ -116,7 +119,7 @@ class LabHost:
         libvirtd.write_configuration(self.root / "etc-libvirt", self.name, self.plan.address)
         names = "".join(f"{plan.address} host{plan.name}\n" for plan in neighbours)
         (self.root / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
-        self._write_resolver()
+        (self.root / "resolv.conf").write_text("# the lab has no resolver\n")
         mounts = [word for pair in MOUNTS.items() for word in pair]
         self.namespaces.create(
             namespaces.KINDS,
@@ -127,17 +130,9 @@ class LabHost:
             *mounts,
         )
 
-    def _write_resolver(self) -> None:
-        """Where /etc/resolv.conf points below /run, the host finds an empty one: the lab has no resolver."""
-        target = Path(os.path.realpath("/etc/resolv.conf"))
-        if target.is_relative_to("/run"):
-            copy = self.root / "run" / target.relative_to("/run")
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.touch()
-
     def install_hook(self) -> None:
-        """Install the repository's hook, as an administrator does."""
-        source = repository_file("libvirt-hooks/qemu", "libvirt-hooks/qemu")
+        """Install libvirt's hook, as an administrator does."""
+        source = Path(divhook.__file__).parent / "hook" / "qemu.py"
         target = self.root / "etc-libvirt/hooks/qemu.d/divhook"
         shutil.copy(source, target)
         target.chmod(0o755)

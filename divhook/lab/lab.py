@@ -26,7 +26,7 @@ from divhook.lab import image, namespaces, processes
 from divhook.lab.capture import SNAP_LENGTH, Capture
 from divhook.lab.errors import LabError
 from divhook.lab.guest import GuestSpec, LabGuest, Nic, domain_xml
-from divhook.lab.host import BRIDGE, UPLINK, HostPlan, LabHost, package_environment, repository_file
+from divhook.lab.host import BRIDGE, UPLINK, HostPlan, LabHost, cell_files, package_environment
 from divhook.lab.namespaces import Namespaces
 
 DEFAULT_DIRECTORY = Path("/var/tmp/divhook-lab")
@@ -225,7 +225,7 @@ class Lab:
             )
 
     def _configure_divhook(self) -> None:
-        cells = self._cells or repository_file("policies/cells", "policies/cells")
+        cells = self._cells or cell_files()
         key = self.directory / "cluster.key"
         made = subprocess.run(
             [sys.executable, "-m", "divhook.cli.main", "key", "new", "--out", str(key), "--force"],

@@ -1,0 +1,349 @@
+"""`make demo`: two hosts, five guests, and every promise of divhook's main job checked before your eyes.
+
+Each line with a tick was measured; one cross makes the exit code 1. Whatever happens, also on Ctrl-C,
+the lab is removed at the end.
+"""
+
+import argparse
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from divhook.core.addressing import AddressPlan, parse_mac
+from divhook.lab.cli import interrupt_on_sigterm
+from divhook.lab.errors import LabError
+from divhook.lab.guest import GuestSpec, LabGuest, Nic
+from divhook.lab.lab import Lab, default_directory
+from divhook.lab.wire import examine, read_pcap
+
+PINGS = 5
+TCP_BYTES = 2_000_000
+"""What is sent; iperf3 stops counting what was received a little before the end."""
+UDP_BITS_PER_S = 2_000_000
+UDP_SECONDS = 1
+UDP_PAYLOAD_BYTES = 1400
+MAX_UDP_LOSS_PERCENT = 1.0
+FOREIGN_PINGS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """A guest of the story."""
+
+    name: str
+    host: str
+    cell: str
+    subnet: str
+
+
+CAST = (
+    Actor("web1", "A", "shop", "web"),
+    Actor("web2", "B", "shop", "web"),
+    Actor("web3", "A", "shop", "web"),
+    Actor("db1", "B", "shop", "db"),
+    Actor("other1", "A", "lab", "web"),
+)
+
+
+class Story:
+    """Prints the story and counts its checks."""
+
+    def __init__(self) -> None:
+        self.begin = time.monotonic()
+        self.passed = 0
+        self.failures: list[str] = []
+        self._colour = sys.stdout.isatty()
+
+    def _paint(self, text: str, code: str) -> str:
+        return f"\033[{code}m{text}\033[0m" if self._colour else text
+
+    def chapter(self, title: str) -> None:
+        """A heading, with the time since the beginning."""
+        print(f"\n{self._paint(title, '1')}  [{time.monotonic() - self.begin:.0f} s]", flush=True)
+
+    def note(self, text: str) -> None:
+        """A line without a check."""
+        print(f"    {text}", flush=True)
+
+    def check(self, claim: str, ok: bool, figure: str = "") -> bool:
+        """One check: a tick or a cross, the claim, what was measured."""
+        mark = self._paint("✓", "32") if ok else self._paint("✗", "31")
+        print(f"  {mark} {claim}{f': {figure}' if figure else ''}", flush=True)
+        if ok:
+            self.passed += 1
+        else:
+            self.failures.append(claim)
+        return ok
+
+    def summary(self) -> int:
+        """The last words; the exit code."""
+        seconds = time.monotonic() - self.begin
+        print()
+        if self.failures:
+            print(self._paint(f"{len(self.failures)} of {self.passed + len(self.failures)} checks failed:", "31"))
+            for failure in self.failures:
+                print(f"  ✗ {failure}")
+        else:
+            print(self._paint(f"All {self.passed} checks passed", "32") + f", in {seconds:.0f} s.")
+        return 1 if self.failures else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """What busybox ping said."""
+
+    sent: int
+    received: int
+    ttls: frozenset[int]
+    average_ms: float | None
+
+    def __str__(self) -> str:
+        ttl = "/".join(map(str, sorted(self.ttls))) or "none"
+        time_text = f", {self.average_ms:.1f} ms on average" if self.average_ms is not None else ""
+        return f"{self.received} of {self.sent} answered, TTL {ttl}{time_text}"
+
+
+def parse_ping(output: str) -> Ping:
+    """Read the output of busybox ping. Raises LabError where it is none."""
+    counts = re.search(r"(\d+) packets transmitted, (\d+) packets received", output)
+    if counts is None:
+        raise LabError(f"not the output of ping: {output.strip()}")
+    average = re.search(r"min/avg/max = [\d.]+/([\d.]+)/", output)
+    ttls = frozenset(int(ttl) for ttl in re.findall(r"ttl=(\d+)", output))
+    return Ping(int(counts[1]), int(counts[2]), ttls, float(average[1]) if average else None)
+
+
+def ping(guest: LabGuest, address: str, count: int, wait_s: int = 10) -> Ping:
+    """Ping from a guest, every 0.2 s."""
+    result = guest.run(f"ping -c {count} -i 0.2 -W {wait_s} {address}", timeout_s=count + wait_s + 10)
+    return parse_ping(result.output)
+
+
+def trace(guest: LabGuest, address: str) -> list[str]:
+    """Addresses that traceroute shows, one per hop; * where none answered."""
+    output = guest.exec(f"traceroute -n -q 1 -w 5 -m 5 {address}", timeout_s=60)
+    return [line.split()[1] for line in output.splitlines()[1:] if line.strip()]
+
+
+def iperf(guest: LabGuest, arguments: str) -> dict[str, Any]:
+    """Run an iperf3 client in a guest; the `end` of its report. Raises LabError."""
+    result = guest.run(f"iperf3 --connect-timeout 10000 -J {arguments}", timeout_s=60)
+    try:
+        report = json.loads(result.output)
+    except ValueError:
+        raise LabError(f"{guest.name}: iperf3 {arguments}: {result.output.strip()}") from None
+    if "error" in report:
+        raise LabError(f"{guest.name}: iperf3 {arguments}: {report['error']}")
+    end: dict[str, Any] = report["end"]
+    return end
+
+
+class Demo:
+    """The chapters, over a lab that is up."""
+
+    def __init__(self, lab: Lab, story: Story) -> None:
+        self.lab = lab
+        self.story = story
+        self.guests: dict[str, LabGuest] = {}
+        self.addresses: dict[str, str] = {}
+        self.plan = AddressPlan()
+
+    def start_guests(self) -> None:
+        """Start them all with `virsh start`; addresses come from the agent on each host."""
+        self.story.chapter("Five guests, each by plain `virsh start`")
+        wanted = [(GuestSpec(actor.name, (Nic(actor.cell, actor.subnet),)), actor.host) for actor in CAST]
+        begin = time.monotonic()
+        for guest in self.lab.start_all(wanted):
+            self.guests[guest.name] = guest
+        self.story.note(f"all five have booted after {time.monotonic() - begin:.0f} s")
+        for actor in CAST:
+            guest = self.guests[actor.name]
+            address = guest.wait_address()
+            self.addresses[actor.name] = address
+            options = guest.dhcp_options()
+            server, lease = options.get("serverid", "?"), options.get("lease", "?")
+            self.story.check(
+                f"{actor.name:6} on host {actor.host}, cell {actor.cell}, subnet {actor.subnet}: address by DHCP",
+                self.plan.contains(bytes(map(int, address.split(".")))),
+                f"{address:10} from {server}, lease {lease} s, `virsh start` {guest.start_s:.2f} s",
+            )
+
+    def relation(self, one: Actor, other: Actor) -> str:
+        """How two guests stand to each other, in words."""
+        host = "on one host" if one.host == other.host else "on two hosts"
+        if one.cell != other.cell:
+            return f"of two cells, {host}"
+        return f"of one subnet, {host}" if one.subnet == other.subnet else f"of two subnets, {host}"
+
+    def friends(self) -> list[tuple[Actor, Actor]]:
+        """Pairs that may talk."""
+        return [(a, b) for a, b in itertools.combinations(CAST, 2) if a.cell == b.cell]
+
+    def pings(self) -> None:
+        """Ping and traceroute in every pair that may talk."""
+        self.story.chapter("Within a cell: no hop in a subnet, exactly one router between subnets")
+        for one, other in self.friends():
+            guest, address = self.guests[one.name], self.addresses[other.name]
+            routed = one.subnet != other.subnet
+            expected = 63 if routed else 64
+            result = ping(guest, address, PINGS)
+            title = f"{one.name} → {other.name}, {self.relation(one, other)}"
+            good = result.received == result.sent and result.ttls == {expected}
+            self.story.check(f"{title}: ping arrives with TTL {expected}", good, str(result))
+            hops = trace(guest, address)
+            router = guest.dhcp_options().get("router", "?")
+            wanted = [router, address] if routed else [address]
+            self.story.check(
+                f"{title}: traceroute shows {'the router, once' if routed else 'no router'}",
+                hops == wanted,
+                " → ".join(hops),
+            )
+
+    def streams(self) -> None:
+        """TCP and UDP in every pair that may talk, MTU 1500, offloads as the guest's driver has them."""
+        self.story.chapter("TCP and UDP in every pair that may talk, at MTU 1500 with offloads on")
+        for guest in self.guests.values():
+            guest.exec("iperf3 -s -D; sleep 0.2")
+        for one, other in self.friends():
+            guest, address = self.guests[one.name], self.addresses[other.name]
+            title = f"{one.name} → {other.name}, {self.relation(one, other)}"
+            try:
+                tcp = iperf(guest, f"-c {address} -n {TCP_BYTES}")["sum_received"]
+                self.story.check(
+                    f"{title}: TCP",
+                    tcp["bytes"] >= TCP_BYTES / 2,
+                    f"{tcp['bytes'] / 1e6:.1f} MB, {tcp['bits_per_second'] / 1e6:.1f} Mbit/s",
+                )
+                udp = iperf(guest, f"-c {address} -u -b {UDP_BITS_PER_S} -t {UDP_SECONDS} -l {UDP_PAYLOAD_BYTES}")[
+                    "sum"
+                ]
+                self.story.check(
+                    f"{title}: UDP",
+                    udp["packets"] > 0 and udp["lost_percent"] <= MAX_UDP_LOSS_PERCENT,
+                    f"{udp['packets']} datagrams, {udp['lost_packets']} lost",
+                )
+            except LabError as error:
+                self.story.check(title, False, str(error))
+
+    def strangers(self) -> None:
+        """Between cells nothing passes, and the host of the sender says why."""
+        self.story.chapter("Between cells: nothing, and it is counted")
+        for one, other in ((CAST[0], CAST[4]), (CAST[1], CAST[4]), (CAST[4], CAST[3])):
+            guest, address = self.guests[one.name], self.addresses[other.name]
+            before = self.dropped(one, "cell_denied")
+            elsewhere = {name: self.dropped_on(name, "cell_denied") for name in self.lab.hosts if name != one.host}
+            result = ping(guest, address, FOREIGN_PINGS, wait_s=1)
+            title = f"{one.name} → {other.name}, {self.relation(one, other)}"
+            self.story.check(f"{title}: ping is not answered", result.received == 0, str(result))
+            counted = self.dropped(one, "cell_denied") - before
+            unmoved = all(self.dropped_on(name, "cell_denied") == count for name, count in elsewhere.items())
+            self.story.check(
+                f"{title}: dropped on host {one.host}, as cell_denied",
+                counted >= FOREIGN_PINGS and unmoved,
+                f"{counted} counted for {one.name}" + ("" if unmoved else "; but counted elsewhere too"),
+            )
+        lines = self.lab.host("A").divhook("drops").stdout.rstrip().splitlines()
+        self.story.note("host A, `divhook drops`:")
+        for line in lines:
+            self.story.note("  " + line)
+
+    def dropped(self, actor: Actor, reason: str) -> int:
+        """Frames of one guest dropped for a reason on its host."""
+        rows = self.drop_rows(actor.host, reason)
+        return sum(int(row["packets"]) for row in rows if row.get("guest") == actor.name)
+
+    def dropped_on(self, host: str, reason: str) -> int:
+        """Frames dropped for a reason on a host."""
+        return sum(int(row["packets"]) for row in self.drop_rows(host, reason))
+
+    def drop_rows(self, host: str, reason: str) -> list[dict[str, Any]]:
+        """`divhook drops --reason … --json` on a host."""
+        rows: list[dict[str, Any]] = json.loads(
+            self.lab.host(host).divhook("drops", "--reason", reason, "--json").stdout
+        )
+        return rows
+
+    def wire(self, capture: Path, missed: int) -> None:
+        """What the switch saw."""
+        self.story.chapter("The switch saw all of this, and not one guest")
+        uplinks = {parse_mac(host.plan.mac) for host in self.lab.hosts.values()}
+        guests = {parse_mac(guest.mac) for guest in self.guests.values()}
+        report = examine(read_pcap(capture), uplinks, guests, self.plan)
+        groups = ", ".join(f"{mac.hex(':')} × {count}" for mac, count in sorted(report.discovery_groups.items()))
+        self.story.check(
+            "the capture has every frame",
+            missed == 0 and report.ipv4_frames > 0,
+            f"{report.frames} frames, {report.ipv4_frames} of them IPv4, {missed} missed",
+        )
+        for claim, offenders in (
+            ("no frame has a guest's or a router's MAC", report.foreign_macs),
+            ("no broadcast", report.broadcasts),
+            ("no multicast but to divhook's groups", report.stray_groups),
+            ("ARP requests go to the subnet's own group, or to one host", report.misdirected_requests),
+        ):
+            self.story.check(claim, not offenders, "; ".join(offenders) or "0 offenders")
+        self.story.check(
+            "discovery did happen, by multicast and unicast",
+            bool(report.discovery_groups),
+            f"{groups or 'no group'}; unicast × {report.arp_unicast}",
+        )
+
+
+def tell(lab: Lab, story: Story) -> None:
+    """All chapters, over a lab that is up."""
+    demo = Demo(lab, story)
+    capture = lab.capture("demo")
+    demo.start_guests()
+    demo.pings()
+    demo.streams()
+    demo.strangers()
+    demo.wire(capture.stop(), capture.dropped)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; 0 where every check passed."""
+    parser = argparse.ArgumentParser(prog="make demo", description="two hosts, five guests, every promise checked")
+    directory = default_directory().with_name("divhook-demo")
+    parser.add_argument("--dir", type=Path, default=directory, help="where the lab lives (%(default)s)")
+    parser.add_argument("--keep", action="store_true", help="leave the lab up at the end, to play with")
+    options = parser.parse_args(arguments)
+    interrupt_on_sigterm()
+    story = Story()
+    print("divhook: two libvirt hosts on this machine, one switch between them, and what their guests may do.")
+    story.chapter("Two hosts")
+    lab = Lab(options.dir, hosts=2, progress=story.note)
+    code = 1
+    try:
+        lab.down()
+        lab.up()
+        for host in lab.hosts.values():
+            story.check(
+                f"host {host.name} has its own libvirtd and agent",
+                host.agent_pid is not None,
+                f"{host.plan.address}, uplink {host.plan.mac}",
+            )
+        story.note(f"guests run under {'KVM' if lab.image.accelerator == 'kvm' else 'TCG: KVM boots no guest here'}")
+        tell(lab, story)
+    except LabError as error:
+        story.check("the demo ran to its end", False, str(error))
+    except KeyboardInterrupt:
+        story.check("the demo ran to its end", False, "interrupted")
+        options.keep = False
+    finally:
+        if options.keep:
+            print(f"\nThe lab stays: divhook lab --dir {options.dir} status | shell A | down")
+        else:
+            story.chapter("Everything is removed again")
+            lab.down()
+        code = story.summary()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
