@@ -12,7 +12,7 @@ again; SIGTERM ends it and leaves the guests' traffic as it is; --teardown remov
 EXAMPLES = """\
 examples:
   divhook agent
-  divhook agent --config ./etc --log-format text
+  divhook agent --config ./etc --foreground
   divhook agent --teardown"""
 
 
@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     directory("--state-dir", "/var/lib/divhook", "registry, kept over reboots")
     directory("--run-dir", "/run/divhook", "control socket")
     parser.add_argument("--foreground", action="store_true", help="log to the terminal, not to the journal")
-    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="form of the log lines (text)")
     parser.add_argument("--teardown", action="store_true", help="remove all that the agent ever made on this host")
 
 

@@ -7,7 +7,7 @@ from divhook.core.reasons import DropReason, reason_text
 
 DESCRIPTION = """\
 List the frames that were dropped, counted by port and reason since the port exists. WHERE says which part decided:
-tc (the kernel program) or agent. Port 0 is the uplink. Frames that the agent answered itself (reason `consumed`: ARP,
+kernel (the tc program) or agent. Port 0 is the uplink. Frames that the agent answered itself (reason `consumed`: ARP,
 DHCP, ping of the router) are no loss, and shown only with --all."""
 EXAMPLES = """\
 examples:
@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the list. Raises CommandError."""
-    rows = listing.rows_of(args, "drops", FILTERS)
-    if not args.all and args.reason is None:
+    everything = args.all or args.reason == _NO_LOSS
+    rows = listing.rows_of(args, "drops", FILTERS, all=everything)
+    if not everything:
         rows = [row for row in rows if row.get("packets") != 0 and row.get("reason") != _NO_LOSS]
     return listing.show(args, rows, COLUMNS, "nothing was dropped")

@@ -10,8 +10,8 @@ EXAMPLES = """\
 examples:
   divhook leases
   divhook leases --guest shop-web-1"""
-FILTERS = ("guest", "cell", "subnet")
-COLUMNS = ("guest", "nic", "cell", "subnet", "address", "hostname", "state", "expires_s")
+FILTERS = ("guest",)
+COLUMNS = ("guest", "nic", "address", "hostname", "remaining_s")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

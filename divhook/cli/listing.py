@@ -19,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser, filters: Sequence[str]) -> No
     add_socket_argument(parser)
 
 
-def rows_of(args: argparse.Namespace, op: str, filters: Sequence[str]) -> list[Row]:
+def rows_of(args: argparse.Namespace, op: str, filters: Sequence[str], **request: Any) -> list[Row]:
     """The agent's list, filtered. Raises CommandError."""
-    rows = ask(args.socket, op)
+    rows = ask(args.socket, op, **request)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise CommandError("the agent's answer is no list: is it of another version?")
     wanted = {name: getattr(args, name) for name in filters if getattr(args, name) is not None}
-    return [row for row in rows if all(cell(row.get(name)) == value for name, value in wanted.items())]
+    return [row for row in rows if all(cell(row.get(n)).lower() == value.lower() for n, value in wanted.items())]
 
 
 def show(args: argparse.Namespace, rows: list[Row], columns: Sequence[str], none: str) -> int:

@@ -3,7 +3,6 @@
 import argparse
 
 from divhook.cli.client import add_socket_argument, ask
-from divhook.cli.listing import cell
 
 DESCRIPTION = """\
 Make the agent read /etc/divhook again, and say what it found. The agent also does so by itself when a file changes. Bad
@@ -22,5 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Reload. Raises CommandError with the agent's own words where it refuses the files."""
     result = ask(args.socket, "reload")
-    print(cell(result) if isinstance(result, str) and result else "the agent uses the files as they are now")
+    counts = ", ".join(f"{value} {key}" for key, value in result.items()) if isinstance(result, dict) else ""
+    print("the agent uses the files as they are now" + (f": {counts}" if counts else ""))
     return 0

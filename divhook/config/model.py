@@ -103,15 +103,13 @@ class LimitsConfig(_Model):
     """Discoveries/s of unknown addresses that one port may cause."""
     miss_pps_host: int = Field(default=50, ge=1, le=100_000)
     """Discoveries/s of unknown addresses that all ports of a host may cause together."""
-    icmp_pps: int = Field(default=100, ge=1, le=100_000)
-    """ICMP errors/s and echo replies/s that a virtual router sends to one port."""
 
 
 class HostConfig(_Model):
     """divhook.yaml: one host. Every key has a default."""
 
     uplink: Interface | None = None
-    """NIC on the flat layer 2 that all hosts share. Without it: the only physical NIC there is."""
+    """NIC on the flat layer 2 that all hosts share. Without it: the NIC of the default route, else the only one that is up."""
     cluster: Name = "divhook"
     """Name of the cluster. Goes into the derived keys: hosts of two clusters never believe each other."""
     key_file: AbsolutePath = f"{DEFAULT_DIRECTORY}/cluster.key"

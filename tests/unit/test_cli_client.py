@@ -14,14 +14,14 @@ from divhook.cli.main import main
 
 ENDPOINTS = [
     {"guest": "shop-web-1", "nic": "52:54:00:11:22:33", "cell": "shop", "subnet": "web", "address": "10.1.1.20",
-     "port": 3, "ifname": "vnet7", "state": "active", "host": "02:00:00:00:0a:01"},
+     "port": 3, "ifname": "vnet7", "state": "active", "source": "metadata"},
     {"guest": "lab-1", "nic": "52:54:00:44:55:66", "cell": "lab", "subnet": "web", "address": None,
-     "port": 12, "ifname": "vnet8", "state": "tentative", "host": "02:00:00:00:0a:01"},
+     "port": 12, "ifname": "vnet8", "state": "tentative", "source": "cells/lab.yaml:9"},
 ]  # fmt: skip
 DROPS = [
     {"port": 3, "guest": "shop-web-1", "reason": "cell_denied", "packets": 17, "bytes": 1666, "where": "agent"},
     {"port": 3, "guest": "shop-web-1", "reason": "consumed", "packets": 4, "bytes": 168, "where": "agent"},
-    {"port": 0, "guest": "", "reason": "unknown_host", "packets": 0, "bytes": 0, "where": "tc"},
+    {"port": 0, "guest": "", "reason": "unknown_host", "packets": 0, "bytes": 0, "where": "kernel"},
 ]
 
 
@@ -82,9 +82,9 @@ def run(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> Run:
 def test_endpoints_are_a_table(run: Run, agent: FakeAgent) -> None:
     assert run("endpoints", result=ENDPOINTS) == (
         0,
-        "GUEST       NIC                CELL  SUBNET  ADDRESS    PORT  IFNAME  STATE      HOST\n"
-        "shop-web-1  52:54:00:11:22:33  shop  web     10.1.1.20     3  vnet7   active     02:00:00:00:0a:01\n"
-        "lab-1       52:54:00:44:55:66  lab   web     -            12  vnet8   tentative  02:00:00:00:0a:01\n",
+        "GUEST       NIC                CELL  SUBNET  ADDRESS    PORT  IFNAME  STATE      SOURCE\n"
+        "shop-web-1  52:54:00:11:22:33  shop  web     10.1.1.20     3  vnet7   active     metadata\n"
+        "lab-1       52:54:00:44:55:66  lab   web     -            12  vnet8   tentative  cells/lab.yaml:9\n",
         "",
     )
     assert agent.asked == [{"op": "endpoints"}]
@@ -107,20 +107,22 @@ def test_neighbors_show_their_age(run: Run) -> None:
         "address": "10.1.1.9",
         "host": "02:00:00:00:0b:01",
         "vmac": "52:54:00:77:88:99",
-        "state": "stale",
+        "state": "STALE",
         "age_s": 61.25,
     }
-    assert run("neighbors", result=[row])[1] == (
+    assert run("neighbors", "--state", "stale", result=[row])[1] == (
         "ADDRESS   HOST               VMAC               STATE  AGE_S\n"
-        "10.1.1.9  02:00:00:00:0b:01  52:54:00:77:88:99  stale   61.2\n"
+        "10.1.1.9  02:00:00:00:0b:01  52:54:00:77:88:99  STALE   61.2\n"
     )
 
 
-def test_drops_leave_out_what_is_no_loss_unless_asked(run: Run) -> None:
+def test_drops_leave_out_what_is_no_loss_unless_asked(run: Run, agent: FakeAgent) -> None:
     assert run("drops", result=DROPS)[1] == (
         "PORT  GUEST       REASON       PACKETS  BYTES  WHERE\n   3  shop-web-1  cell_denied       17   1666  agent\n"
     )
+    assert agent.asked == [{"op": "drops", "all": False}]
     assert json.loads(run("drops", "--all", "--json", result=DROPS)[1]) == DROPS
+    assert agent.asked[1] == {"op": "drops", "all": True}
     assert json.loads(run("drops", "--reason", "consumed", "--json", result=DROPS)[1]) == [DROPS[1]]
     assert json.loads(run("drops", "--all", "--port", "0", "--json", result=DROPS)[1]) == [DROPS[2]]
 
@@ -148,7 +150,7 @@ def test_status_is_shown_nested(run: Run) -> None:
 
 
 def test_reload_asks_the_agent(run: Run, agent: FakeAgent) -> None:
-    assert run("reload", result=None)[:2] == (0, "the agent uses the files as they are now\n")
+    assert run("reload", result={"cells": 2})[:2] == (0, "the agent uses the files as they are now: 2 cells\n")
     assert agent.asked == [{"op": "reload"}]
 
 

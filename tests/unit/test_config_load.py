@@ -66,14 +66,14 @@ def test_every_host_key_is_read(etc: Etc) -> None:
         "uplink: enp7s0\ncluster: east\nkey_file: /k\nfastpath: off\n"
         "addresses: {supernet: 172.16.0.0/12, cell_bits: 6, subnet_bits: 5, host_bits: 9}\n"
         "libvirt_uri: test:///default\nbridge: br7\nnetwork: other\nqueue: 7\ndiscovery: {ethertype: 0x88b5}\n"
-        "limits: {divert_pps: 11, divert_burst: 12, dhcp_pps: 13, miss_pps_port: 14, miss_pps_host: 15, icmp_pps: 16}\n"
+        "limits: {divert_pps: 11, divert_burst: 12, dhcp_pps: 13, miss_pps_port: 14, miss_pps_host: 15}\n"
         "log_level: debug\n",
     )
     host = etc.load().host
     assert (host.uplink, host.cluster, host.key_file, host.fastpath) == ("enp7s0", "east", "/k", False)
     assert (host.libvirt_uri, host.bridge, host.network, host.queue) == ("test:///default", "br7", "other", 7)
     assert (host.discovery.ethertype, host.log_level) == ("0x88b5", "debug")
-    assert tuple(host.limits.model_dump().values()) == (11, 12, 13, 14, 15, 16)
+    assert tuple(host.limits.model_dump().values()) == (11, 12, 13, 14, 15)
     assert etc.load().plan == AddressPlan(IPv4Network("172.16.0.0/12"), 6, 5, 9)
 
 
