@@ -1,0 +1,223 @@
+"""Discovery against hostile bytes: the parser returns or raises WireError; no altered frame is ever opened."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from divhook.core.auth import Authenticator, Held, Opened, Refused
+from divhook.core.keys import Key, KeyRing
+from divhook.core.reasons import DropReason
+from divhook.core.wire.discovery import (
+    CLAIMS_ON_SPA,
+    ETHER_TYPE_ARP,
+    ETHER_TYPE_LOCAL,
+    MAGIC,
+    MAX_PAYLOAD,
+    TAG_LENGTH,
+    TRAILER_OFFSET,
+    Bitmaps,
+    Claim,
+    Envelope,
+    Message,
+    MessageType,
+    emit,
+    emit_bitmaps,
+    parse_bitmaps_untrusted,
+    parse_discovery_untrusted,
+)
+from divhook.core.wire.errors import WireError
+
+RING = KeyRing((Key(7, bytes(range(32)), send=True),))
+A = bytes.fromhex("020a0b0c0d01")
+B = bytes.fromhex("020a0b0c0d02")
+
+u64 = st.integers(0, 2**64 - 1)
+any_mac = st.binary(min_size=6, max_size=6)
+host_mac = any_mac.map(lambda mac: bytes([mac[0] & 0xFE | 2]) + mac[1:])
+address = st.binary(min_size=4, max_size=4)
+
+
+@st.composite
+def messages(draw: st.DrawFn, source: st.SearchStrategy[bytes] = host_mac) -> Message:
+    kind = draw(st.sampled_from(MessageType))
+    spa, tpa = draw(address), draw(address)
+    claim = None
+    if draw(st.booleans()):
+        spoken_of = spa if kind in CLAIMS_ON_SPA else tpa
+        numbers = [draw(u64) for _ in range(4)]
+        claim = Claim(spoken_of, draw(host_mac), draw(host_mac), *numbers, tentative=draw(st.booleans()))
+    payload = draw(st.binary(max_size=40))
+    return Message(kind, draw(source), draw(any_mac), spa, tpa, claim, draw(u64), payload)
+
+
+envelopes = st.builds(
+    Envelope,
+    u64,
+    u64,
+    st.integers(0, 255),
+    st.integers(0, 255),
+    st.sampled_from([ETHER_TYPE_ARP, ETHER_TYPE_LOCAL]),
+)
+
+
+T = TypeVar("T")
+
+
+def parsed_or_refused(parse: Callable[[bytes], T], data: bytes) -> T | None:
+    """None where the parser refuses with the one declared error; any other goes on to the test."""
+    try:
+        return parse(data)
+    except WireError as error:
+        if error.reason is not DropReason.DISCOVERY_MALFORMED:
+            raise
+        return None
+
+
+def mutated(frame: bytes, at: int, octets: bytes) -> bytes:
+    at %= len(frame)
+    return frame[:at] + octets + frame[at + len(octets) :]
+
+
+@given(st.binary(max_size=200))
+@example(bytes(12) + b"\x81\x00")
+@example(bytes(TRAILER_OFFSET) + MAGIC)
+def test_any_bytes_are_parsed_or_refused(frame: bytes):
+    parsed_or_refused(parse_discovery_untrusted, frame)
+
+
+@given(messages(), envelopes, st.integers(0, 400), st.binary(max_size=12), st.integers(0, 300))
+def test_any_bytes_near_a_frame_are_parsed_to_what_emits_them_or_refused(
+    message: Message, envelope: Envelope, at: int, octets: bytes, keep: int
+):
+    frame = mutated(emit(message, envelope) + bytes(TAG_LENGTH), at, octets)[: keep + 60]
+    result = parsed_or_refused(parse_discovery_untrusted, frame)
+    if result is not None:
+        parsed, how, tag, covered = result
+        assert emit(parsed, how) == covered
+        assert len(tag) == TAG_LENGTH
+        assert len(parsed.payload) <= MAX_PAYLOAD
+
+
+@given(messages(), envelopes, st.binary(max_size=30))
+def test_what_is_emitted_is_parsed(message: Message, envelope: Envelope, padding: bytes):
+    covered = emit(message, envelope)
+    tag = bytes(range(TAG_LENGTH))
+    assert parse_discovery_untrusted(covered + tag + padding) == (message, envelope, tag, covered)
+
+
+@given(st.binary(max_size=80))
+def test_any_census_payload_is_parsed_or_refused(payload: bytes):
+    parsed_or_refused(parse_bitmaps_untrusted, payload)
+
+
+host_numbers = st.sets(st.integers(0, 65_535), max_size=20).map(lambda numbers: sum(1 << n for n in numbers))
+
+
+@given(host_numbers, host_numbers, host_numbers)
+def test_bitmaps_survive_the_split(active: int, reserved: int, quarantined: int):
+    together = Bitmaps()
+    for payload in emit_bitmaps(Bitmaps(active, reserved, quarantined)):
+        assert len(payload) <= MAX_PAYLOAD
+        together |= parse_bitmaps_untrusted(payload)
+    assert together == Bitmaps(active, reserved, quarantined)
+
+
+def proven_pair() -> tuple[Authenticator, Authenticator]:
+    """A and B, each with the other's session proven."""
+    a, b = Authenticator(A, RING, 0xA1), Authenticator(B, RING, 0xB1)
+    for one, other, pmac in ((a, b, B), (b, a, A)):
+        one.challenge(pmac, 0.0)
+        for frame in one.frames_to_send():
+            other.open_untrusted(frame, 0.0)
+        for frame in other.frames_to_send():
+            one.open_untrusted(frame, 0.0)
+        assert one.is_peer(pmac)
+    return a, b
+
+
+to_b = messages(st.just(A)).map(lambda m: replace(m, destination=B))
+
+
+@given(to_b, st.data())
+def test_no_altered_frame_is_opened(message: Message, data: st.DataObject):
+    a, b = proven_pair()
+    frame = a.seal(message, 0.0)
+    bit = data.draw(st.integers(0, len(frame) * 8 - 1))
+    altered = bytearray(frame)
+    altered[bit // 8] ^= 1 << bit % 8
+    result = b.open_untrusted(bytes(altered), 0.0)
+    assert isinstance(result, Refused)
+    assert result.reason in (DropReason.DISCOVERY_AUTH, DropReason.DISCOVERY_MALFORMED)
+    assert b.frames_to_send() == []
+
+
+@given(to_b, any_mac)
+def test_no_frame_is_opened_by_another_than_it_was_made_for(message: Message, other: bytes):
+    a, b = proven_pair()
+    frame = a.seal(message, 0.0)
+    if other != B:
+        assert isinstance(b.open_untrusted(other + frame[6:], 0.0), Refused)
+        assert isinstance(Authenticator(other, RING, 0xC1).open_untrusted(frame, 0.0), Refused)
+    assert isinstance(a.open_untrusted(frame, 0.0), Refused), "reflected"
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("send"), st.integers(0, 0)),
+            st.tuples(st.just("deliver"), st.integers(0, 200)),
+            st.tuples(st.just("restart a"), st.integers(0, 0)),
+            st.tuples(st.just("restart b"), st.integers(0, 0)),
+            st.tuples(st.just("later"), st.integers(0, 5)),
+        ),
+        max_size=60,
+    )
+)
+def test_an_attacker_that_records_and_replays_gets_no_message_believed_twice_or_late(steps: list[tuple[str, int]]):
+    """A announces; the attacker keeps everything that A and B ever sent and delivers any of it, to either, at any time.
+
+    B must believe each announcement at most once per life of B, only of the life of A that runs, and only within the
+    freshness bound if B had not proven that life before the announcement was made.
+    """
+    now, lives_a, lives_b, said = 0.0, 1, 1, 0
+    a, b = Authenticator(A, RING, 0xA00), Authenticator(B, RING, 0xB00)
+    tape: list[bytes] = []
+    made: dict[int, tuple[int, float]] = {}  # stamp -> (life of A, when)
+    believed: set[int] = set()
+    born_b = 0.0
+    for step, number in steps:
+        if step == "send":
+            said += 1
+            made[said] = (lives_a, now)
+            claim = Claim(bytes([10, 7, 9, 21]), bytes.fromhex("525400aabb01"), A, said, 1, 2, 0)
+            group = bytes.fromhex("03d1ffffffff")
+            tape.append(a.seal(Message(MessageType.ANNOUNCE, A, group, bytes(4), claim.address, claim), now))
+        elif step == "deliver" and tape:
+            frame = tape[number % len(tape)]
+            a.open_untrusted(frame, now)
+            result = b.open_untrusted(frame, now)
+            assert isinstance(result, Opened | Held | Refused)
+            for message in result.messages if isinstance(result, Opened) else ():
+                assert message.claim is not None
+                stamp = message.claim.stamp
+                life, when = made[stamp]
+                assert stamp not in believed
+                assert life == lives_a
+                assert when >= born_b - 3.0
+                believed.add(stamp)
+        elif step == "restart a":
+            lives_a += 1
+            a = Authenticator(A, RING, 0xA00 + lives_a)
+        elif step == "restart b":
+            lives_b += 1
+            b = Authenticator(B, RING, 0xB00 + lives_b)
+            born_b, believed = now, set()
+        elif step == "later":
+            now += number
+            a.on_timer(now)
+            b.on_timer(now)
+        tape += a.frames_to_send() + b.frames_to_send()
