@@ -52,7 +52,7 @@ static __always_inline int divert(struct __sk_buff *skb, const struct host_confi
 static __always_inline int guest_ipv4(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
 				      const struct frame *frame)
 {
-	struct packet packet;
+	struct packet packet = {};
 	enum drop_reason reason = packet_parse_untrusted(skb, frame->l3, &packet);
 	__be32 destination = packet.header.destination_be;
 	bool dhcp;
@@ -189,7 +189,7 @@ static __always_inline bool is_peer(const struct mac *source)
 static __always_inline int wire_ipv4(struct __sk_buff *skb, const struct host_config *host, const struct frame *frame,
 				     enum addressed to)
 {
-	struct packet packet;
+	struct packet packet = {};
 	enum drop_reason reason = packet_parse_untrusted(skb, frame->l3, &packet);
 	__be32 source = packet.header.source_be, destination = packet.header.destination_be;
 	__u32 bucket;

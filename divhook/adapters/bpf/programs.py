@@ -10,7 +10,6 @@ Calls are synchronous and short (a map operation is about 1 µs): fit for the ev
 network namespace of the calling thread.
 """
 
-import contextlib
 import ctypes
 import os
 import struct
@@ -22,8 +21,9 @@ import divhook
 from divhook.abi import layout
 from divhook.abi.entries import HostEntry, PortEntry, TrafficCount, packed_mac
 from divhook.adapters.bpf import syscall, tc, tcx
+from divhook.adapters.bpf.bpffs import is_bpffs
 from divhook.adapters.bpf.elf import load_object
-from divhook.adapters.bpf.errors import BpfError
+from divhook.adapters.bpf.errors import BpfError, os_error
 from divhook.core.addressing import Mac
 from divhook.core.endpoint import PORT_WIRE
 from divhook.core.reasons import DropReason
@@ -84,12 +84,14 @@ class Programs:
         pin_dir: below a bpffs, from `pin_dir_in`; made where missing. object_file: the package's own by default.
         Raises BpfError: no capability, no bpffs, no libbpf, maps of another layout, program refused.
         """
+        there = next(path for path in (pin_dir, *pin_dir.parents) if path.exists())
+        if not is_bpffs(there):
+            raise BpfError(f"{there} is not in a bpf file system: `mount -t bpf bpf /sys/fs/bpf`, or the like")
         for part in ("maps", "programs", "links"):
             try:
                 (pin_dir / part).mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
-                text = f"cannot make {pin_dir / part}: {error.strerror}. Is a bpf file system mounted there?"
-                raise BpfError(text, error.errno or 0) from None
+                raise os_error(f"cannot make {pin_dir / part}", error.errno or 0) from None
         loaded = load_object(object_file or OBJECT_FILE, pin_dir / "maps")
         cpus = syscall.possible_cpus()
         maps = {
@@ -243,15 +245,26 @@ class Programs:
 
     def teardown(self) -> None:
         """Detach everything, unpin everything, remove the directories. The object is closed."""
-        for ifindex, program in self.attached().items():
-            self._detach(program, ifindex)
-        for ifindex in tc.attached():  # of an earlier run without tcx
-            tc.detach(ifindex)
         self.close()
-        for part in ("links", "programs", "maps"):
-            for pin in (self._pin_dir / part).iterdir():
-                pin.unlink()
-            (self._pin_dir / part).rmdir()
-        self._pin_dir.rmdir()
-        with contextlib.suppress(OSError):  # another version's directory may be beside ours
-            self._pin_dir.parent.rmdir()
+        teardown(self._pin_dir)
+
+
+def teardown(pin_dir: Path) -> None:
+    """Remove all that divhook of any version ever attached or pinned beside pin_dir; works when nothing can be loaded.
+
+    Acts on the network namespace of the calling thread. Nothing there is no error. Raises BpfError.
+    """
+    for ifindex in tc.attached():
+        tc.detach(ifindex)
+    root = pin_dir.parent
+    for version in root.iterdir() if root.is_dir() else ():
+        for part in version.iterdir():
+            for pin in part.iterdir():
+                if part.name == "links":
+                    tcx.detach_pin(pin)
+                else:
+                    pin.unlink()
+            part.rmdir()
+        version.rmdir()
+    if root.is_dir():
+        root.rmdir()

@@ -37,7 +37,11 @@ def attach(links: Path, program: str, program_fd: int, ifindex: int) -> None:
 
 def detach(links: Path, program: str, ifindex: int) -> None:
     """Detach and unpin. Not an error where the link, or the interface, is gone."""
-    pin = _pin(links, program, ifindex)
+    detach_pin(_pin(links, program, ifindex))
+
+
+def detach_pin(pin: Path) -> None:
+    """The same for a link's pin, of whatever version."""
     held = syscall.open_pinned(pin)
     if held is not None:
         syscall.link_detach(held)

@@ -119,7 +119,8 @@ static __always_inline bool fragment_valid(__u8 protocol, __u32 offset, __u32 to
 }
 
 /*
- * Fill packet from the header at offset l3. VALID, or why not. Bytes after the total length are padding.
+ * Fill packet, all zero before, from the header at offset l3. VALID, or why not. Bytes after the total length are
+ * padding.
  * Not static: so the verifier walks it once, not once for each way that leads here.
  */
 __noinline enum drop_reason packet_parse_untrusted(struct __sk_buff *skb, __u32 l3, struct packet *packet)
@@ -131,7 +132,6 @@ __noinline enum drop_reason packet_parse_untrusted(struct __sk_buff *skb, __u32 
 	if (!packet)
 		return INTERNAL_ERROR;
 	header = &packet->header;
-	__builtin_memset(packet, 0, sizeof(*packet));
 	if (bpf_skb_load_bytes(skb, l3, header, IPV4_MIN_LEN))
 		return TRUNCATED;
 	if (header->version_ihl >> 4 != 4)
