@@ -346,7 +346,7 @@ class AddressCensus:
     def _defend(self, message: Message, claim: Claim) -> None:
         """Object to a tentative claim on the address of a guest that is stopped here."""
         guest_id = self._reserved.get(claim.address, claim.guest_id)
-        if guest_id != claim.guest_id and claim.host == message.source:
+        if guest_id != claim.guest_id:
             ours = Claim(claim.address, claim.vmac, self._pmac, 0, 0, guest_id, 0, tentative=True)
             self._send(MessageType.STALE, message.source, claim.address, ours)
 

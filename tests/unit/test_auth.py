@@ -148,9 +148,11 @@ def test_own_frame_reflected_is_refused(a: Authenticator):
 
 def test_recording_of_a_dead_session_teaches_nothing_after_the_sender_restarts(a: Authenticator, b: Authenticator):
     introduce(b, a, A)
-    recorded = a.seal(announce(stamp=1), 1.0)
+    recorded = [a.seal(announce(stamp=1), 1.0) for _ in range(9)][-1]
     restarted = host(A, 0xA2)
     introduce(b, restarted, A, 5.0)
+    for _ in range(20):  # sequences pass that of the recording, which is not among those seen
+        restarted.seal(announce(), 6.0)
     assert b.open_untrusted(recorded, 7.0) == Held()
     deliver(b.frames_to_send(), restarted, 7.0)
     (answer,) = restarted.frames_to_send()
@@ -199,6 +201,21 @@ def test_challenge_answer_counts_once(a: Authenticator, b: Authenticator):
     (answer,) = a.frames_to_send()
     assert b.open_untrusted(answer, 0.0) == Opened()
     assert b.open_untrusted(answer, 0.0) == Refused(DropReason.DISCOVERY_REPLAY, "sequence 1")
+
+
+def test_answered_challenge_can_not_bring_back_a_dead_session_with_an_empty_window(a: Authenticator, b: Authenticator):
+    """The attacker repeats the challenge to the restarted host, and then the first answer to the challenger."""
+    b.challenge(A, 0.0)
+    (challenge,) = b.frames_to_send()
+    deliver([challenge], a)
+    (first,) = a.frames_to_send()
+    deliver([first], b)
+    recorded = a.seal(announce(), 0.1)
+    assert len(deliver([recorded], b, 0.1)) == 1
+    restarted = host(A, 0xA2)
+    deliver([challenge], restarted, 0.2)
+    deliver([*restarted.frames_to_send(), first], b, 0.2)
+    assert b.open_untrusted(recorded, 0.2) == Refused(DropReason.DISCOVERY_REPLAY, "sequence 2")
 
 
 def test_late_answer_to_a_challenge_is_refused(a: Authenticator, b: Authenticator):
@@ -264,6 +281,20 @@ def test_frame_held_and_then_accepted_as_a_copy_is_delivered_once(a: Authenticat
     deliver([challenge], a)
     assert len(deliver(a.frames_to_send(), b)) == 1
     assert deliver([held], b) == []
+
+
+def test_frame_held_and_then_accepted_within_the_window_is_delivered_once(a: Authenticator, b: Authenticator):
+    """As above, but the echo was made before the held frame, so that the copy is above its floor."""
+    probe = Message(MessageType.PROBE, B, A, ADDRESS_B, ADDRESS_A, claim(ADDRESS_B, B))
+    nonce = parse_discovery_untrusted(b.seal(probe, 0.0))[0].nonce
+    echo = a.seal(reply_to(replace(probe, nonce=nonce), A), 0.0)
+    held = a.seal(announce(), 0.0)
+    assert b.open_untrusted(held, 0.0) == Held()
+    (challenge,) = b.frames_to_send()
+    assert len(deliver([echo, held], b)) == 2
+    assert len(deliver([a.seal(announce(), 0.0) for _ in range(100)], b)) == 100
+    deliver([challenge], a)
+    assert deliver(a.frames_to_send(), b) == []
 
 
 def test_window_takes_64_frames_out_of_order_and_not_one_older(a: Authenticator, b: Authenticator):
