@@ -1,7 +1,6 @@
 """`divhook agent`: run this host's agent."""
 
 import argparse
-import importlib
 from pathlib import Path
 
 from divhook.config.model import DEFAULT_DIRECTORY
@@ -30,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the agent until it ends. Returns its exit code."""
-    code: int = importlib.import_module("divhook.agent.main").run(args)
-    return code
+    """Run the agent until it ends. Returns its exit code. Imported here: help needs none of what the agent needs."""
+    from divhook.agent import main
+
+    return main.run(args)

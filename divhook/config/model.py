@@ -109,7 +109,7 @@ class HostConfig(_Model):
     """divhook.yaml: one host. Every key has a default."""
 
     uplink: Interface | None = None
-    """NIC on the flat layer 2 that all hosts share. Without it: the NIC of the default route, else the only one that is up."""
+    """NIC on the flat layer 2 of all hosts. Without it: the NIC of the default route, else the only one that is up."""
     cluster: Name = "divhook"
     """Name of the cluster. Goes into the derived keys: hosts of two clusters never believe each other."""
     key_file: AbsolutePath = f"{DEFAULT_DIRECTORY}/cluster.key"
