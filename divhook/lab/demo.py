@@ -133,7 +133,7 @@ def trace(guest: LabGuest, address: str) -> list[str]:
 
 def iperf(guest: LabGuest, arguments: str) -> dict[str, Any]:
     """Run an iperf3 client in a guest; the `end` of its report. Raises LabError."""
-    result = guest.run(f"iperf3 --connect-timeout 10000 -J {arguments}", timeout_s=60)
+    result = guest.run(f"iperf3 --connect-timeout 10000 -J {arguments} 2>/dev/null", timeout_s=60)
     try:
         report = json.loads(result.output)
     except ValueError:

@@ -1,16 +1,15 @@
-"""Labs for the tests that need real guests: one per session and mode, below a directory of their own."""
+"""Labs for the tests that need real guests, below pytest's own directories.
+
+`lab` and its `cast` live for the whole session: a test leaves hosts, agents and the cast as it found them.
+"""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from lab_cast import Cast
 
+from divhook.lab.guest import GuestSpec, Nic
 from divhook.lab.lab import PLAIN, Lab
-
-
-@pytest.fixture(scope="session")
-def lab_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("lab")
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +17,21 @@ def plain_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Two hosts with plain bridges: the lab without divhook."""
     with Lab(tmp_path_factory.mktemp("plain"), hosts=2, mode=PLAIN) as lab:
         yield lab
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Two hosts with libvirtd and agent, and the cells of policies/cells."""
+    with Lab(tmp_path_factory.mktemp("lab"), hosts=2) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def cast(lab: Lab) -> Cast:
+    places = {"web1": ("A", "shop", "web"), "web2": ("B", "shop", "web"), "db1": ("B", "shop", "db")}
+    places["other1"] = ("A", "lab", "web")
+    wanted = [(GuestSpec(name, (Nic(cell, subnet),)), host) for name, (host, cell, subnet) in places.items()]
+    guests = lab.start_all(wanted)
+    for guest in guests:
+        guest.wait_address()
+    return Cast(*guests)
