@@ -33,8 +33,10 @@ from divhook.config.configuration import Configuration
 from divhook.config.load import load
 from divhook.config.problems import ConfigError
 from divhook.core.auth import Authenticator
+from divhook.core.census import AddressCensus, CensusEvent
+from divhook.core.dhcp import LeaseEvent
 from divhook.core.discovery import ClaimChanged, Discovery, Event
-from divhook.core.endpoint import PortTable
+from divhook.core.endpoint import Endpoint, PortTable
 from divhook.core.keys import KeyFileError, KeyRing, parse_key_text
 from divhook.core.pipeline import Pipeline
 
@@ -157,12 +159,12 @@ class Agent:
             self.dataplane = Dataplane(
                 pipeline,
                 authenticator,
-                [discovery],
+                AddressCensus(self.uplink.mac, plan, discovery),
                 self.programs,
                 self.uplink.ifindex,
                 self.bridge.ifindex,
                 host.queue,
-                self._from_discovery,
+                self,
             )
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EBUSY):
@@ -270,19 +272,30 @@ class Agent:
                 self.programs.remove_port(ifindex)
             if not self.guests.reconciled:
                 self.guests.reconciled = True
+                self.guests.restore_leases()
                 self.dataplane.pipeline.discovery.ready(now)
+                self.dataplane.census.ready()
                 log.info("reconciled with libvirt: %d guests run, %d NICs are ours", len(running), len(ports))
             self.dataplane.inject(now, [])
 
     # ------------------------------------------------------------------ discovery
 
-    def _from_discovery(self, event: Event) -> None:
+    def on_discovery(self, event: Event) -> None:
+        """A claim of ours has changed, or a neighbour."""
         if isinstance(event, ClaimChanged):
             records = [r for r in self.dataplane.pipeline.discovery.records() if r.claim.address == event.address]
             for record in records:
                 self.registry.save_claim(record)
             self._save_stamp()
         self.guests.event(event)
+
+    def on_census(self, event: CensusEvent) -> None:
+        """A search for an address has come further."""
+        self.guests.census_event(event)
+
+    def on_lease(self, endpoint: Endpoint, event: LeaseEvent) -> None:
+        """A DHCP client did something."""
+        self.guests.lease_event(endpoint, event)
 
     def _save_stamp(self) -> None:
         self.registry.put(HIGHEST_STAMP, self.dataplane.pipeline.discovery.highest_seen_stamp)
@@ -366,7 +379,7 @@ class Agent:
             return self.config_error
         self.config_error = ""
         self.configuration = configuration
-        self.guests.configuration = configuration
+        self.guests.configure(configuration)
         self.dataplane.authenticator.replace_keys(keys)
         topology = self.dataplane.pipeline.topology
         fresh = topology_of(configuration, self.uplink.mtu)

@@ -16,8 +16,10 @@ from divhook.adapters.nfqueue import DivertQueue
 from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
 from divhook.core.addressing import ALL_HOSTS_GROUP, Mac, SubnetId, group_mac
 from divhook.core.auth import Authenticator, Opened, Refused
-from divhook.core.discovery.events import Event, UnknownHost
-from divhook.core.endpoint import PORT_WIRE, PortState
+from divhook.core.census import AddressCensus, CensusEvent
+from divhook.core.dhcp import LeaseEvent
+from divhook.core.discovery import Event, TentativeObjected, TentativePassed, UnknownHost
+from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState
 from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.pipeline import Pipeline
 from divhook.core.reasons import DropReason
@@ -48,6 +50,19 @@ class Talker(Protocol):
         """Its time has come."""
 
 
+class Listener(Protocol):
+    """The owner, told of what concerns guests."""
+
+    def on_discovery(self, event: Event) -> None:
+        """Of a claim of ours, or a neighbour."""
+
+    def on_census(self, event: CensusEvent) -> None:
+        """Of a search for an address."""
+
+    def on_lease(self, endpoint: Endpoint, event: LeaseEvent) -> None:
+        """Of a DHCP client."""
+
+
 @dataclass(slots=True)
 class Counters:
     """What the slow path did since the agent's start."""
@@ -68,22 +83,23 @@ class Dataplane:
         self,
         pipeline: Pipeline,
         authenticator: Authenticator,
-        talkers: list[Talker],
+        census: AddressCensus,
         programs: Programs,
         uplink_ifindex: int,
         bridge_ifindex: int,
         queue_number: int,
-        on_event: Callable[[Event], None],
+        listener: Listener,
     ) -> None:
         self.pipeline = pipeline
         self.authenticator = authenticator
         self.counters = Counters()
         self.recent: deque[tuple[float, Drop]] = deque(maxlen=MAX_RECENT_DROPS)
         self.ifindex_of: dict[int, int] = {}
-        self._talkers = talkers
+        self.census = census
+        self._talkers: tuple[Talker, ...] = (pipeline.discovery, census)
         self._programs = programs
         self._uplink = uplink_ifindex
-        self._on_event = on_event
+        self._listener = listener
         self._sender = FrameSender()
         self._diverted = DivertSocket(bridge_ifindex)
         self._queue = DivertQueue(queue_number, self._ipv4)
@@ -221,8 +237,16 @@ class Dataplane:
             for event in events:
                 if isinstance(event, UnknownHost):
                     self.authenticator.challenge(event.pmac, self._now)
+                elif isinstance(event, TentativePassed | TentativeObjected):
+                    self.census.on_tentative(event, self._now)
                 else:
-                    self._on_event(event)
+                    self._listener.on_discovery(event)
+            found = self.census.events()
+            for choice in found:
+                self._listener.on_census(choice)
+            leases, self.pipeline.lease_events = self.pipeline.lease_events, []
+            for endpoint, lease in leases:
+                self._listener.on_lease(endpoint, lease)
             frames = [
                 self.authenticator.seal(message, self._now)
                 for talker in self._talkers
@@ -232,7 +256,7 @@ class Dataplane:
             for frame in frames:
                 self.counters.to_wire += 1
                 self._sender.send(self._uplink, frame)
-            if not frames and not events:
+            if not frames and not events and not found and not leases:
                 break
         self._schedule()
 

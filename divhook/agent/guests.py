@@ -1,8 +1,8 @@
 """Guests' NICs on this host, from the first hook to the last: where they belong, their port, their claim.
 
-    hook prepare ──▶ placed, address known or being chosen, others asked whether they object   (may refuse)
-    hook start   ──▶ the tap exists: port made, walls up, tc program on                        (may refuse)
-    hook started ──▶ nobody objected: claim, port active
+    hook prepare ──▶ placed; others are asked for a free address, or whether they object       (may refuse)
+    hook start   ──▶ address chosen, the tap exists: port made, walls up, tc program on         (may refuse)
+    hook started ──▶ claim and port active, for a new address once nobody objected in 600 ms
     stopped, release, tap gone, event STOPPED ──▶ port and claim gone, reservation kept
     UNDEFINED    ──▶ reservation gone
 
@@ -16,6 +16,7 @@ import logging
 import time
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from divhook.abi.entries import PortEntry, Rate
 from divhook.adapters.bpf.programs import Programs
@@ -27,12 +28,13 @@ from divhook.agent.registry import Registry, Reservation
 from divhook.config.configuration import Configuration, Placement, PlacementError
 from divhook.config.domain import Domain, DomainError, DomainNic, parse_domain
 from divhook.core.addressing import Address, Mac, SubnetId, address_text, mac_text
-from divhook.core.discovery import ClaimState, Discovery, Event, Fenced, TentativeObjected, TentativePassed, Unfenced
+from divhook.core.census import QUARANTINE_S, AddressCensus, CensusEvent, Chosen, Confirmed, Lost, Refused
+from divhook.core.dhcp import Lease, LeaseChange, LeaseEvent
+from divhook.core.discovery import ClaimState, Discovery, Event, Fenced, Unfenced
 from divhook.core.endpoint import MAX_PORT, Endpoint, PortState
 
-OBJECTION_WAIT_S = 0.04
-"""How long the start of a guest waits for other hosts' objections to its address (docs/protocol.md)."""
-QUARANTINE_S = 600
+CHOICE_WAIT_S = 1.0
+"""The census answers within 40 ms by its own timer; this is for an event loop that is late."""
 LAST_PORT = "last port"
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,11 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class Nic:
-    """One NIC of one guest. fixed: its address is configured. objection: who holds it, in words."""
+    """One NIC of one guest.
+
+    fixed: its address is configured. known: it had this address before, and was defended while it did not run.
+    started: the guest runs here. confirmed: nobody objected to the address. refusal: why there is none, in words.
+    """
 
     guest: str
     guest_uuid: str
@@ -58,8 +64,10 @@ class Nic:
     address: Address | None = None
     phase: Phase = Phase.PREPARED
     incoming: bool = False
-    checked: bool = False
-    objection: str = ""
+    known: bool = False
+    started: bool = False
+    confirmed: bool = False
+    refusal: str = ""
     port: int = 0
     ifindex: int = 0
     ifname: str = ""
@@ -73,8 +81,7 @@ class Nic:
     @property
     def guest_id(self) -> int:
         """64 bits that are the same wherever the guest runs."""
-        seed = self.guest_uuid.encode() + self.mac
-        return int.from_bytes(hashlib.sha256(seed).digest()[:8], "big")
+        return guest_id_of(self.guest_uuid, self.mac)
 
     def __str__(self) -> str:
         return f"guest {self.guest}, NIC {mac_text(self.mac)}"
@@ -103,9 +110,29 @@ class Guests:
         self._locks: dict[str, asyncio.Lock] = {}
         self._changed = asyncio.Event()
 
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Give the census what the registry and the files know."""
+        now, now_us = self._dataplane.now(), int(time.time() * 1e6)
+        for entry in self._registry.reservations():
+            self._census.reserve(entry.address, guest_id_of(entry.guest_uuid, entry.mac))
+        for address, until_us in self._registry.quarantined(now_us).items():
+            self._census.release(address, now, (until_us - now_us) / 1e6)
+        self.configure(self.configuration)
+
+    def configure(self, configuration: Configuration) -> None:
+        """Use these files from now on. Guests that run keep the place they have."""
+        self.configuration = configuration
+        self._census.set_static({e.config.address for e in configuration.endpoints if e.config.address is not None})
+
     @property
     def _discovery(self) -> Discovery:
         return self._dataplane.pipeline.discovery
+
+    @property
+    def _census(self) -> AddressCensus:
+        return self._dataplane.census
 
     def all(self) -> list[Nic]:
         """Every NIC, in the order of coming."""
@@ -167,49 +194,28 @@ class Guests:
         holder = next((n for n in self._nics.values() if n.mac == wanted.mac), None)
         if holder is not None:
             raise RequestError(f"NIC {mac_text(wanted.mac)}: this MAC is used by {holder} on this host; change one")
-        nic = Nic(domain.name, domain.uuid, placement, wanted.mac, placement.address is not None)
-        nic.address = placement.address
-        reserved = self._registry.find(domain.uuid, wanted.mac)
-        if nic.address is None and reserved is not None and reserved.subnet == placement.id and not reserved.fixed:
-            nic.address = reserved.address
-        return nic
+        return Nic(domain.name, domain.uuid, placement, wanted.mac, placement.address is not None)
 
     def _ask(self, nic: Nic) -> None:
-        """Reserve the address here, and ask the other hosts; or ask for a free one."""
-        now = self._dataplane.now()
-        nic.asked_s = now
-        if nic.address is None:
-            nic.address = self._choose(nic)
-        holder = self._registry.holder(nic.address)
+        """Ask all hosts of the subnet for a free address, or whether anybody objects to the one that is wanted."""
+        now = nic.asked_s = self._dataplane.now()
+        reserved = self._registry.find(nic.guest_uuid, nic.mac)
+        fixed, preferred = nic.placement.address, None
+        if reserved is not None and reserved.subnet == nic.placement.id and not reserved.fixed:
+            preferred = reserved.address
+        nic.known = reserved is not None and reserved.address in (fixed, preferred)
+        holder = self._registry.holder(fixed) if fixed is not None else None
         if holder is not None and (holder.guest_uuid, holder.mac) != nic.key:
             raise RequestError(
-                f"{nic}: address {address_text(nic.address)} belongs to guest {holder.guest} "
+                f"{nic}: address {address_text(holder.address)} belongs to guest {holder.guest} "
                 f"(NIC {mac_text(holder.mac)}) on this host; give one of them another with `divhook assign`"
             )
-        if nic.incoming:
-            nic.checked = True
-            return
-        born = self._born(nic)
-        if self._discovery.state(nic.address) is not None:
-            self._discovery.withdraw(nic.address, now, gone=False)
-        self._discovery.tentative(nic.address, nic.mac, nic.guest_id, 0, born, now)
-        self._dataplane.join_groups([*self._dataplane.active_subnets(), nic.placement.id, *self._pending_subnets()])
+        self._join()
+        born = reserved.born if nic.known and reserved is not None else 0
+        self._census.begin(
+            nic.placement.id, nic.mac, nic.guest_id, now, fixed=fixed, preferred=preferred, born=born or None
+        )
         self._dataplane.inject(now, [])
-
-    def _choose(self, nic: Nic) -> Address:
-        """The first free address in the order of the MAC's hash."""
-        plan = self.configuration.plan
-        taken = {r.address for r in self._registry.reservations()}
-        taken |= set(self._registry.quarantined(int(time.time() * 1e6)))
-        taken |= set(self.configuration.static_addresses(nic.placement.id))
-        taken |= {n.address for n in self._nics.values() if n.address is not None}
-        span = plan.max_host - 2
-        first = int.from_bytes(hashlib.sha256(nic.mac).digest()[:4], "big") % span
-        for step in range(span):
-            address = plan.address(nic.placement.id, 2 + (first + step) % span)
-            if address not in taken:
-                return address
-        raise RequestError(f"{nic}: subnet {nic.placement.subnet} is full: all {span} addresses are taken")
 
     def _born(self, nic: Nic) -> int | None:
         reserved = self._registry.find(nic.guest_uuid, nic.mac)
@@ -229,8 +235,8 @@ class Guests:
         if nic.phase is not Phase.PREPARED:
             return
         await self._answered(nic)
-        if nic.objection:
-            raise RequestError(f"{nic}: {nic.objection}")
+        if nic.refusal or nic.address is None:
+            raise RequestError(f"{nic}: {nic.refusal or 'no address could be chosen for it in time; try again'}")
         if wanted.target is None:
             raise RequestError(f"{nic}: libvirt names no tap for it; is the interface of type network or bridge?")
         nic.ifname = wanted.target
@@ -239,21 +245,17 @@ class Guests:
         self._put(nic, PortState.INCOMING if nic.incoming else PortState.TENTATIVE)
         self._programs.attach_port(nic.ifindex)
         nic.phase = Phase.PLUGGED
-        if nic.address is not None:
-            self._reserve(nic)
+        self._reserve(nic)
 
     async def _answered(self, nic: Nic) -> None:
-        """Wait until others have had their time to object to the NIC's address."""
-        until = nic.asked_s + OBJECTION_WAIT_S
-        while not nic.objection and not nic.checked:
-            left = until - self._dataplane.now()
-            if left <= 0:
-                break
+        """Wait until an address is chosen, or refused."""
+        until = self._dataplane.now() + CHOICE_WAIT_S
+        while nic.address is None and not nic.refusal:
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), left)
+                await asyncio.wait_for(self._changed.wait(), until - self._dataplane.now())
             except TimeoutError:
-                break
+                return
 
     def _reserve(self, nic: Nic, born: int = 0) -> None:
         assert nic.address is not None
@@ -317,20 +319,26 @@ class Guests:
         """The guest runs: claim its addresses. An incoming guest runs elsewhere until libvirt's RESUMED."""
         for wanted in domain.nics:
             nic = self._nics.get((domain.uuid, wanted.mac))
-            if nic is None:
-                continue
-            if not nic.incoming:
-                self._claim(nic)
+            if nic is not None and not nic.incoming:
+                self._started(nic)
+
+    def _started(self, nic: Nic) -> None:
+        nic.started = True
+        nic.incoming = False
+        if nic.confirmed or nic.known or nic.fixed:
+            self._claim(nic)
 
     def _claim(self, nic: Nic) -> None:
         """Take the address; the port passes traffic from here on."""
-        if nic.phase is Phase.RUNNING or nic.address is None or nic.objection:
+        if nic.phase is not Phase.PLUGGED or nic.address is None or nic.refusal:
             return
         now = self._dataplane.now()
-        claim = self._discovery.activate(nic.address, nic.mac, nic.guest_id, 0, self._born(nic), now)
-        self._reserve(nic, claim.born)
+        self._census.cancel(nic.guest_id, now)
+        if self._discovery.state(nic.address) is not ClaimState.ACTIVE:  # else a restarted agent has taken it up
+            claim = self._discovery.activate(nic.address, nic.mac, nic.guest_id, 0, self._born(nic), now)
+            self._reserve(nic, claim.born)
+        self._census.hold(nic.address, nic.guest_id)
         nic.phase = Phase.RUNNING
-        nic.incoming = False
         self._activate_port(nic)
 
     def _activate_port(self, nic: Nic) -> None:
@@ -342,7 +350,7 @@ class Guests:
         """libvirt: the guest runs here from now on."""
         for nic in self._nics.values():
             if nic.guest_uuid == guest_uuid and nic.incoming and nic.phase is Phase.PLUGGED:
-                self._claim(nic)
+                self._started(nic)
 
     # ------------------------------------------------------------------ without hooks
 
@@ -387,16 +395,20 @@ class Guests:
         if nic.address is not None and self._discovery.state(nic.address) is ClaimState.FENCED:
             nic.phase = Phase.RUNNING
             self._put(nic, PortState.FENCED)
-        else:
-            self._claim(nic)
+        elif nic.phase is Phase.PLUGGED:
+            self._started(nic)
 
     def _reclaim(self, nic: Nic) -> bool:
-        """A restarted agent takes up the claim that the registry has for a guest that went on running."""
+        """A restarted agent takes up address, claim and lease that the registry has for a guest that went on."""
         reserved = self._registry.find(nic.guest_uuid, nic.mac)
-        if self.reconciled or reserved is None or nic.address != reserved.address:
+        if self.reconciled or reserved is None or reserved.subnet != nic.placement.id:
             return False
+        if nic.placement.address not in (None, reserved.address):
+            return False
+        nic.address = reserved.address
+        nic.known = True
         self._discovery.reclaim(nic.address, nic.mac, nic.guest_id, 0, self._dataplane.now())
-        nic.checked = True
+        self._census.hold(nic.address, nic.guest_id)
         return True
 
     async def unplug(self, guest_uuid: str) -> None:
@@ -411,17 +423,24 @@ class Guests:
 
     def undefined(self, guest_uuid: str) -> None:
         """libvirt does not know the guest any more: its addresses are free after their quarantine."""
-        until_us = int((time.time() + QUARANTINE_S) * 1e6)
         for entry in self._registry.release(guest_uuid):
-            self._registry.quarantine(entry.address, until_us)
+            self._quarantine(entry.address)
+
+    def _quarantine(self, address: Address) -> None:
+        self._registry.quarantine(address, int((time.time() + QUARANTINE_S) * 1e6))
+        self._census.release(address, self._dataplane.now())
 
     async def _forget(self, key: tuple[str, Mac]) -> None:
         nic = self._nics.pop(key, None)
         if nic is None:
             return
         now = self._dataplane.now()
+        self._census.cancel(nic.guest_id, now)
         if nic.address is not None:
             self._discovery.withdraw(nic.address, now, gone=nic.phase is Phase.RUNNING)
+            reserved = self._registry.find(*key)
+            if reserved is not None and reserved.address == nic.address:
+                self._census.reserve(nic.address, nic.guest_id)
         if nic.port:
             self._dataplane.pipeline.ports.remove(nic.port)
             self._dataplane.pipeline.forget_port(nic.port)
@@ -434,27 +453,37 @@ class Guests:
 
     # ------------------------------------------------------------------ discovery
 
+    def census_event(self, event: CensusEvent) -> None:
+        """What became of the search for an address."""
+        nic = next((n for n in self._nics.values() if n.guest_id == event.guest_id), None)
+        if nic is None:
+            return
+        if isinstance(event, Chosen):
+            nic.address = event.address
+            if nic.port:
+                self._put(nic, PortState.TENTATIVE)
+                self._reserve(nic)
+        elif isinstance(event, Confirmed):
+            nic.confirmed = True
+            if nic.started:
+                self._claim(nic)
+        elif isinstance(event, Lost):
+            log.warning("%s: %s; choosing another", nic, event.reason)
+            nic.address = None
+            if nic.port:
+                self._put(nic, PortState.TENTATIVE)
+        elif isinstance(event, Refused):
+            nic.refusal = event.reason
+            log.error("%s: %s", nic, event.reason)
+        self._changed.set()
+
     def event(self, event: Event) -> None:
         """What discovery says of an address of ours."""
         address = getattr(event, "address", None)
         nic = next((n for n in self._nics.values() if n.address == address), None)
-        if nic is None:
+        if nic is None or not nic.port:
             return
-        if isinstance(event, TentativePassed):
-            nic.checked = True
-            self._changed.set()
-        elif isinstance(event, TentativeObjected):
-            if event.holder.guest_id == nic.guest_id:
-                nic.checked = True  # the same guest elsewhere: the newer start wins (docs/protocol.md)
-            else:
-                nic.objection = (
-                    f"address {address_text(event.address)} is held by another guest (NIC "
-                    f"{mac_text(event.holder.vmac)}) on host {mac_text(event.holder.host)}; "
-                    "give one of them another with `divhook assign`"
-                )
-                log.error("%s: %s", nic, nic.objection)
-            self._changed.set()
-        elif isinstance(event, Fenced) and nic.port:
+        if isinstance(event, Fenced):
             log.error(
                 "%s: FENCED: host %s holds a better claim on %s; nothing passes until it gives it up",
                 nic,
@@ -462,6 +491,76 @@ class Guests:
                 address_text(event.address),
             )
             self._put(nic, PortState.FENCED)
-        elif isinstance(event, Unfenced) and nic.port:
+        elif isinstance(event, Unfenced):
             log.warning("%s: free again, %s is active here", nic, address_text(event.address))
             self._activate_port(nic)
+
+    # ------------------------------------------------------------------ leases
+
+    def lease_event(self, endpoint: Endpoint, event: LeaseEvent) -> None:
+        """A DHCP client did something: keep its lease over restarts; find another address after DECLINE."""
+        nic = next((n for n in self._nics.values() if n.port == endpoint.port), None)
+        if nic is None or nic.address is None:
+            return
+        lease = next(
+            (x for x in self._dataplane.pipeline.dhcp.leases(self._dataplane.now()) if x.port == nic.port), None
+        )
+        self._registry.save_lease(nic.address, _saved(lease) if lease is not None else None)
+        if event.kind is LeaseChange.DECLINED:
+            self._declined(nic)
+
+    def _declined(self, nic: Nic) -> None:
+        """The guest found somebody else at its address (RFC 2131 §3.1): quarantine, and another address."""
+        assert nic.address is not None
+        if nic.fixed:
+            log.error("%s declined its configured address %s: is it in use twice?", nic, address_text(nic.address))
+            return
+        log.warning("%s declined %s: choosing another address", nic, address_text(nic.address))
+        now, address = self._dataplane.now(), nic.address
+        self._registry.release(nic.guest_uuid, nic.mac)
+        self._discovery.withdraw(address, now)
+        self._quarantine(address)
+        nic.address, nic.phase, nic.confirmed = None, Phase.PLUGGED, False
+        self._put(nic, PortState.TENTATIVE)
+        self._ask(nic)
+
+    def restore_leases(self) -> None:
+        """After a restart: clients that renew find their leases."""
+        now = self._dataplane.now()
+        leases = []
+        for address, value in self._registry.leases().items():
+            nic = next((n for n in self._nics.values() if n.address == address and n.port), None)
+            if nic is not None:
+                leases.append(_lease(nic, address, value))
+        self._dataplane.pipeline.dhcp.restore(leases, now)
+
+
+def guest_id_of(guest_uuid: str, mac: Mac) -> int:
+    """64 bits that name a NIC wherever its guest runs."""
+    return int.from_bytes(hashlib.sha256(guest_uuid.encode() + mac).digest()[:8], "big")
+
+
+def _saved(lease: Lease) -> dict[str, object]:
+    return {
+        "lease_s": lease.lease_s,
+        "until": time.time() + lease.remaining_s,
+        "hostname": lease.hostname,
+        "vendor_class": lease.vendor_class,
+        "client_id": lease.client_id.hex(),
+    }
+
+
+def _lease(nic: Nic, address: Address, value: dict[str, Any]) -> Lease:
+    remaining_s = max(0.0, value["until"] - time.time())
+    client_id = bytes.fromhex(value["client_id"])
+    return Lease(
+        nic.port,
+        nic.placement.id,
+        nic.mac,
+        address,
+        value["lease_s"],
+        remaining_s,
+        value["hostname"],
+        value["vendor_class"],
+        client_id,
+    )
