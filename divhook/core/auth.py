@@ -87,8 +87,8 @@ class Refused:
 class Opened:
     """Proven messages, in the order in which their sender made them.
 
-    None for frames that were the Authenticator's own business; several where an answered challenge set held ones
-    free. refused: held frames that turned out to be recordings.
+    None for a challenge, which the Authenticator answers itself. A CHALLENGE_REPLY is given, for it shows a peer to all
+    who keep a list of them, and after it what it set free. refused: held frames that turned out to be recordings.
     """
 
     messages: tuple[Message, ...] = ()
@@ -404,7 +404,7 @@ class Authenticator:
         waiting = self._held.pop(pmac, None)
         frames = waiting.frames if waiting else []
         self._held_total -= len(frames)
-        messages, refused = [], []
+        messages, refused = [replace(message, nonce=0)], []
         for frame in sorted(frames, key=lambda held: held.envelope.sequence):
             if frame.envelope.session == peer.session and peer.accept_held(frame.envelope.sequence):
                 messages.append(self._restored(frame.message, now))

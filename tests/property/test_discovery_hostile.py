@@ -202,7 +202,8 @@ def test_an_attacker_that_records_and_replays_gets_no_message_believed_twice_or_
             result = b.open_untrusted(frame, now)
             assert isinstance(result, Opened | Held | Refused)
             for message in result.messages if isinstance(result, Opened) else ():
-                assert message.claim is not None
+                if message.claim is None:
+                    continue  # the answer to a challenge
                 stamp = message.claim.stamp
                 life, when = made[stamp]
                 assert stamp not in believed
