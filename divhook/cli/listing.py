@@ -54,7 +54,7 @@ def table(rows: Iterable[Row], columns: Sequence[str]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value as a table shows it."""
+    """A value as a table shows it. Guests choose some of it (host names): no control character reaches the terminal."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -63,4 +63,4 @@ def cell(value: Any) -> str:
         return f"{value:.1f}"
     if isinstance(value, (list, tuple)):
         return ", ".join(cell(item) for item in value) or "-"
-    return str(value)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))

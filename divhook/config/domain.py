@@ -12,6 +12,7 @@ interface type is then `bridge`. The XML is whatever an administrator of a guest
 type declarations (entities) refused, and anything unknown in our own namespace is an error and not ignored.
 """
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ def parse_domain(xml: str | bytes, *, network: str = "divhook", bridge: str = "d
         raise DomainError(f"this is no libvirt domain: the XML starts with <{root.tag[:40]}>")
     name = (root.findtext("name") or "").strip()
     uuid = (root.findtext("uuid") or "").strip().lower()
-    if not 0 < len(name) <= MAX_TEXT or len(uuid) != 36:
+    if not 0 < len(name) <= MAX_TEXT or not name.isprintable() or not re.fullmatch(r"[0-9a-f-]{36}", uuid):
         raise DomainError("this domain XML has no usable <name> and <uuid>")
     try:
         elements = [i for i in root.findall("devices/interface") if _is_ours(i, network, bridge)]
@@ -151,8 +152,15 @@ def _is_ours(interface: ET.Element, network: str, bridge: str) -> bool:
 def _attribute(interface: ET.Element, child: str, name: str) -> str | None:
     element = interface.find(child)
     value = element.get(name) if element is not None else None
-    if value is not None and len(value) > MAX_TEXT:
-        raise DomainError(f"<{child} {name}=…> is longer than {MAX_TEXT} characters")
+    return None if value is None else _bounded(value, f"<{child} {name}=…>")
+
+
+def _bounded(value: str, what: str) -> str:
+    """The value, if it can stand in a message or a log line."""
+    if len(value) > MAX_TEXT:
+        raise DomainError(f"{what} is longer than {MAX_TEXT} characters")
+    if not value.isprintable():
+        raise DomainError(f"{what} has a control character")
     return value
 
 
@@ -221,8 +229,7 @@ def _refuse_unknown(element: ET.Element, known: tuple[str, ...]) -> None:
         if name not in known:
             hint = did_you_mean(plain, known, "known") if known else "it has none"
             raise DomainError(f"metadata: unknown attribute {plain[:40]!r}: {hint}")
-        if len(value) > MAX_TEXT:
-            raise DomainError(f"metadata: attribute {plain!r} is longer than {MAX_TEXT} characters")
+        _bounded(value, f"metadata: attribute {plain!r}")
     if (element.text or "").strip() or any((child.tail or "").strip() for child in element):
         raise DomainError("metadata: text between the elements")
 

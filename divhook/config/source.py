@@ -89,12 +89,12 @@ def read_yaml(file: str, content: bytes) -> Document:
         column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
         where = Position(file, line, column)
         raise ConfigError([Problem(where, "the file is not UTF-8 text", "save it as UTF-8")]) from None
+    if odd := re.search("[\x85\u2028\u2029]", text):  # line breaks for the parser, for no editor: lines would not agree
+        raise ConfigError([_odd_character(file, text, odd.start(), ord(odd.group()))])
     try:
         node = _Composer(text).get_single_node()
     except ReaderError as error:
-        before = text[: error.position]
-        where = Position(file, before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
-        raise ConfigError([Problem(where, f"character U+{error.character:04X} is not allowed in YAML")]) from None
+        raise ConfigError([_odd_character(file, text, error.position, error.character)]) from None
     except yaml.MarkedYAMLError as error:
         raise ConfigError([_syntax_problem(file, text, error)]) from None
     except RecursionError:
@@ -104,6 +104,11 @@ def read_yaml(file: str, content: bytes) -> Document:
     if builder.problems:
         raise ConfigError(builder.problems)
     return Document(file, {} if data is None else data, builder.keys, builder.values)
+
+
+def _odd_character(file: str, text: str, index: int, code: int) -> Problem:
+    line, column = text.count("\n", 0, index) + 1, index - text.rfind("\n", 0, index)
+    return Problem(Position(file, line, column), f"character U+{code:04X} is not allowed here", "remove it")
 
 
 def _syntax_problem(file: str, text: str, error: yaml.MarkedYAMLError) -> Problem:

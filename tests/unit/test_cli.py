@@ -172,3 +172,28 @@ def test_key_show_of_a_bad_file_says_what_to_do(
 def test_a_key_id_out_of_range_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["key", "new", "--out", str(tmp_path / "k"), "--id", "256"]) == 1
     assert capsys.readouterr().err == "divhook: key id 256 is outside 0 to 255\n"
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 1)])
+def test_an_interrupted_command_ends_quietly(
+    raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_args: object) -> int:
+        raise raised
+
+    monkeypatch.setattr("divhook.cli.schema.run", run)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    assert main(["schema"]) == code
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "target"), [(["agent", "--teardown"], "agent.main.run"), (["lab", "down"], "lab.cli.run")]
+)
+def test_agent_and_lab_get_their_arguments_and_say_how_it_ended(
+    argv: list[str], target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(f"divhook.{target}", lambda args: seen.append(args) or 7)
+    assert main(argv) == 7
+    assert len(seen) == 1

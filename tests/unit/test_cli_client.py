@@ -1,5 +1,6 @@
 """Commands that ask the agent: what is sent, what is shown, and one clear line where the agent can't answer."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from divhook.agent.control import ControlServer
 from divhook.cli import client
 from divhook.cli.main import main
 
@@ -135,6 +137,12 @@ def test_leases_are_listed(run: Run) -> None:
     assert run("leases", result=[])[1] == "no guest of this host has asked for an address\n"
 
 
+def test_what_a_guest_chose_cannot_drive_the_terminal(run: Run) -> None:
+    row = {"guest": "g", "nic": "52:54:00:11:22:33", "address": "10.1.1.9", "remaining_s": 7, "hostname": "a\x1b[2Jb\r"}
+    line = run("leases", result=[row])[1].splitlines()[1]
+    assert line.split() == ["g", "52:54:00:11:22:33", "10.1.1.9", "a\ufffd[2Jb\ufffd", "7"]
+
+
 def test_status_is_shown_nested(run: Run) -> None:
     result = {
         "version": "0.1",
@@ -196,3 +204,19 @@ def test_an_agent_that_hangs_is_given_up(
         listener.listen()
         assert main(["status", "--socket", str(path)]) == 1
     assert "did not answer within 0.05 s" in capsys.readouterr().err
+
+
+def test_the_agents_own_server_understands_the_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def serve() -> int:
+        async def drops(request: dict[str, Any]) -> list[dict[str, Any]]:
+            return [{"port": 1, "reason": "spoof_mac", "packets": int(request["all"]), "bytes": 60, "where": "kernel"}]
+
+        server = ControlServer(tmp_path / "agent.sock", {"drops": drops})
+        await server.start()
+        try:
+            return await asyncio.to_thread(main, ["drops", "--all", "--socket", str(tmp_path / "agent.sock")])
+        finally:
+            await server.stop()
+
+    assert asyncio.run(serve()) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["1", "-", "spoof_mac", "1", "60", "kernel"]
