@@ -26,7 +26,7 @@ from divhook.adapters.links.uplink import (
     overlap_of_resolvers,
     switch_off_lro,
 )
-from divhook.adapters.links.wall import raise_wall
+from divhook.adapters.links.wall import wall_bridge, wall_port
 from divhook.core.addressing import Mac, parse_mac
 
 BRIDGE_MAC: Mac = b"\x06\xd1\xd1\xd1\xd1\xd1"
@@ -39,6 +39,9 @@ _AF_INET, _AF_BRIDGE, _AF_UNSPEC = 2, 7, 0
 _RTN_BLACKHOLE, _RT_TABLE_LOCAL = 6, 255  # linux/rtnetlink.h
 _ROUTE_PROTOCOL = 0xD1  # marks our route among all: `ip route show proto 209`
 _EEXIST, _ENODEV, _ESRCH = 17, 19, 3
+# Frames to 01:80:c2:00:00:0X would be the port's own stack's: by this they are divbr0's, and so its wall's. The kernel
+# allows less for the whole bridge (no 0, 1, 2) than for a port (no 1, which it drops itself).
+_MOST_GROUPS, _EVERY_GROUP = 0xFFF8, 0xFFFD
 _WATCH_AGAIN_S = 0.5
 
 _BRIDGE_SYSCTLS = {
@@ -49,7 +52,6 @@ _BRIDGE_SYSCTLS = {
     "ipv6/conf/{}/disable_ipv6": 1,
 }
 _PORT_SYSCTLS = {
-    # Frames to 01:80:c2:00:00:0X are the port's own, not divbr0's: the port gets the same wall.
     "ipv4/conf/{}/rp_filter": 1,
     "ipv4/conf/{}/accept_local": 0,
     "ipv4/conf/{}/forwarding": 0,
@@ -151,7 +153,12 @@ class Links:
         Raises LinkError where a link of that name is no bridge or the wall cannot be set.
         """
         name = bridge or self._bridge
-        settings = {"br_stp_state": 0, "br_mcast_snooping": 0, "br_mcast_querier": 0}
+        settings = {
+            "br_stp_state": 0,
+            "br_mcast_snooping": 0,
+            "br_mcast_querier": 0,
+            "br_group_fwd_mask": _MOST_GROUPS,
+        }
         try:
             await self._netlink.link("add", ifname=name, kind="bridge", address=BRIDGE_MAC.hex(":"), **settings)
         except NetlinkError as error:
@@ -164,7 +171,7 @@ class Links:
             write_sysctl(sysctl.format(name), value)
         await self._netlink.flush_addr(index=link.ifindex)
         await self._netlink.link("set", index=link.ifindex, kind="bridge", **settings)
-        await raise_wall(name)
+        await wall_bridge(name)
         change: dict[str, Any] = {"flags": _IFF_UP | _IFF_NOARP, "change": _IFF_UP | _IFF_NOARP | _IFF_MULTICAST}
         if link.mac != BRIDGE_MAC:
             change["address"] = BRIDGE_MAC.hex(":")
@@ -181,6 +188,7 @@ class Links:
             raise LinkError(f"{link.name} is not a port of {self._bridge}")
         for sysctl, value in _PORT_SYSCTLS.items():
             write_sysctl(sysctl.format(link.name), value)
+        await wall_port(link.name)
         await self._netlink.brport(
             "set",
             index=link.ifindex,
@@ -190,6 +198,7 @@ class Links:
             mcast_flood=0,
             bcast_flood=0,
             mode=0,  # no hairpin
+            group_fwd_mask=_EVERY_GROUP,
         )
         await self._netlink.link("set", index=link.ifindex, group=PORT_GROUP)
         return PortLink(link.ifindex, link.name, link.mac, link.mtu)

@@ -1,9 +1,10 @@
-"""The wall on divbr0: what may enter the host's IP stack from a port, whatever became of the netfilter rules.
+"""The walls that need no netfilter: what a port may do without its program, and what divbr0 lets into the host's stack.
 
 divbr0 hands diverted frames up to the host. On their way netfilter queues them (rules.py), and what was not queued is
-dropped there. `nft flush ruleset` takes both away, so two walls stand without netfilter:
+dropped there. `nft flush ruleset` takes both away, so three walls stand without netfilter, as long as the links do:
 
-1. A tc filter at the ingress of divbr0 (this module, classic BPF, lives as long as the bridge):
+1. The last tc filter of a port drops what is not marked: without from_guest nothing passes it.
+2. A tc filter at the ingress of divbr0 (classic BPF):
 
         mark & 0xff == 0xd1, no VLAN tag, EtherType IPv4, source not in 0.0.0.0/8  ─▶ on, to ip raw PREROUTING
         anything else                                                             ─▶ dropped
@@ -11,10 +12,10 @@ dropped there. `nft flush ruleset` takes both away, so two walls stand without n
    The agent's packet socket on divbr0 sees a frame before this filter does: so ARP, RARP, discovery, and IPv4 of a
    guest that has no address yet (DHCP) end here and still reach the agent.
 
-2. rp_filter on divbr0. What passes 1 has a source address; the kernel's fib_validate_source() then asks for the
+3. rp_filter on divbr0. What passes 2 has a source address; the kernel's fib_validate_source() then asks for the
    route back. divbr0 has no IPv4 address (`no_addr`) and no route leads out of it, so any mode but 0 refuses
    every source, before local delivery and before forwarding. 0.0.0.0 → 255.255.255.255 alone is delivered without that
-   question (net/ipv4/route.c, brd_input): hence the last condition of 1.
+   question (net/ipv4/route.c, brd_input): hence the last condition of 2.
 """
 
 import asyncio
@@ -23,11 +24,12 @@ from divhook.adapters.links.errors import LinkError
 
 MARK_DIVERT = 0xD1  # low byte of the mark (bpf/abi.h)
 
-_TC_OK, _TC_SHOT = 0, 2  # linux/pkt_cls.h
+_TC_NEXT, _TC_OK, _TC_SHOT = 0xFFFFFFFF, 0, 2  # linux/pkt_cls.h
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _AND, _JUMP_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x54, 0x15, 0x06  # linux/filter.h
 _PROTOCOL, _MARK, _TAG_PRESENT = 0xFFFFF000, 0xFFFFF014, 0xFFFFF030  # SKF_AD_OFF + SKF_AD_…
 
-_PROGRAM = (
+_Program = tuple[tuple[int, int, int, int], ...]
+_DIVERTED_IPV4_ONLY: _Program = (
     (_LOAD_WORD, 0, 0, _MARK),
     (_AND, 0, 0, 0xFF),
     (_JUMP_EQUAL, 0, 7, MARK_DIVERT),
@@ -40,7 +42,14 @@ _PROGRAM = (
     (_RETURN, 0, 0, _TC_OK),
     (_RETURN, 0, 0, _TC_SHOT),
 )
-_BYTECODE = f"{len(_PROGRAM)}," + ",".join("{} {} {} {}".format(*instruction) for instruction in _PROGRAM)
+_MARKED_ONLY: _Program = (
+    (_LOAD_WORD, 0, 0, _MARK),
+    (_AND, 0, 0, 0xFF),
+    (_JUMP_EQUAL, 0, 1, MARK_DIVERT),
+    (_RETURN, 0, 0, _TC_NEXT),
+    (_RETURN, 0, 0, _TC_SHOT),
+)
+_PRIO_BRIDGE, _PRIO_PORT = 1, 0xD000  # from_guest is ahead of the latter
 
 _TC_TIMEOUT_S = 5.0
 
@@ -58,12 +67,25 @@ async def _tc(*arguments: str) -> tuple[int, str]:
     return process.returncode or 0, error.decode(errors="replace").strip()
 
 
-async def raise_wall(bridge: str) -> None:
-    """Put the filter on the bridge, or put it back; no frame passes unfiltered between. Raises LinkError."""
-    await _tc("qdisc", "add", "dev", bridge, "clsact")  # fails where it is there already, and the next line tells
+async def _filter(link: str, prio: int, program: _Program) -> None:
+    """Set an ingress filter, or set it again with no moment without it. Raises LinkError."""
+    await _tc(
+        "qdisc", "add", "dev", link, "clsact"
+    )  # fails where a qdisc for ingress is there, and the next line tells
+    bytecode = f"{len(program)}," + ",".join("{} {} {} {}".format(*instruction) for instruction in program)
     code, error = await _tc(
-        *("filter", "replace", "dev", bridge, "ingress", "prio", "1", "handle", "1", "protocol", "all"),
-        *("bpf", "da", "bytecode", _BYTECODE),
+        *("filter", "replace", "dev", link, "ingress", "prio", str(prio), "handle", "1", "protocol", "all"),
+        *("bpf", "da", "bytecode", bytecode),
     )
     if code:
-        raise LinkError(f"{bridge}: the filter that keeps guests from this host cannot be set: {error}")
+        raise LinkError(f"{link}: the filter that keeps guests from this host cannot be set: {error}")
+
+
+async def wall_bridge(bridge: str) -> None:
+    """Admit diverted IPv4 alone to the host's stack. Raises LinkError."""
+    await _filter(bridge, _PRIO_BRIDGE, _DIVERTED_IPV4_ONLY)
+
+
+async def wall_port(port: str) -> None:
+    """Let nothing pass but what from_guest, ahead of this filter, has marked. Raises LinkError."""
+    await _filter(port, _PRIO_PORT, _MARKED_ONLY)
