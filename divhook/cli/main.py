@@ -26,6 +26,7 @@ COMMANDS = {
     "drops": "list what was dropped, where and why",
     "reload": "make the agent read its files again",
     "lab": "several hosts on this one machine, to try things",
+    "install": "put hook, libvirt network and systemd unit on this host",
     "agent": "run this host's agent (systemd does this)",
 }
 """name: what `divhook --help` says. The module is divhook.cli.<name>."""
