@@ -52,6 +52,7 @@ WINDOW_FRAMES = 64
 FRESH_S = 3.0
 """Held frames that their sender does not confirm to be younger than this are refused."""
 HELD_LIFETIME_S = FRESH_S
+"""How long a frame is held for the answer to a challenge."""
 CHALLENGE_INTERVAL_S = 1.0
 """A host is challenged once in this time, whatever it or anyone in its name sends."""
 NONCE_LIFETIME_S = 3.0
