@@ -3,9 +3,10 @@
     from_guest   DHCP ─ router ─ broadcast/multicast ─ same subnet | routed | external ─ policy ─ rewrite ─ emit
     from_wire    is it ours ─ source check ─ policy ─ rewrite ─ emit
 
-Frames come from the divert, so the eBPF programs have validated them; what is cheap is checked again here, since this
-code is also the complete data plane of `fastpath: off` and the reference of the fast path. Every frame ends in exactly
-one of: emitted, held by discovery, or dropped with a reason. "Dropped" includes CONSUMED: answered here.
+Whole frames go through core/validate, the twin of the tc programs, first. Packets come from the divert, where tc has
+validated them; what is cheap is checked again, by the same functions. Every frame ends in exactly one of: emitted,
+held by discovery, or dropped with a reason. "Dropped" includes CONSUMED: answered here. What was held and comes back
+is sent only for a sender that is still there and still active: a port id may be another guest's by then.
 
     to_wire   src := own pmac   dst := the peer's pmac
     to_guest  src := the sender's vmac in the same subnet, else rmac   dst := vmac
@@ -15,13 +16,16 @@ one of: emitted, held by discovery, or dropped with a reason. "Dropped" includes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from divhook.core import validate
 from divhook.core.addressing import (
+    ALL_HOSTS_GROUP,
     LIMITED_BROADCAST,
     ZERO_ADDRESS,
     Address,
     AddressPlan,
     Mac,
     SubnetId,
+    group_mac,
     rmac,
 )
 from divhook.core.dhcp import DhcpResult, DhcpServer, LeaseEvent
@@ -39,27 +43,19 @@ from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
 from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Router, SubnetFacts, Topology
+from divhook.core.validate import Lane, WireFacts
 from divhook.core.wire.arp import ARP_REPLY, ARP_REQUEST, Arp, parse_arp_untrusted
 from divhook.core.wire.discovery import Claim
 from divhook.core.wire.errors import WireError
-from divhook.core.wire.ethernet import (
-    ETHERTYPE_ARP,
-    ETHERTYPE_IPV4,
-    ETHERTYPE_RARP,
-    Ethernet,
-    parse_ethernet_untrusted,
-)
-from divhook.core.wire.ipv4 import Header, Protocol, decrement_ttl, fragment, header_untrusted
-
-DHCP_SERVER_PORT = 67
-DHCP_CLIENT_PORT = 68
+from divhook.core.wire.ethernet import ETH_HEADER, ETHERTYPE_ARP, ETHERTYPE_RARP, Ethernet
+from divhook.core.wire.ipv4 import Header, decrement_ttl, fragment, header_untrusted
 
 
 @dataclass(frozen=True, slots=True)
 class HeldPacket:
     """A guest's packet that waits for its destination; pieces are what will be sent, ready but for the MACs."""
 
-    port: int
+    sender: Endpoint
     packet: bytes
     pieces: tuple[bytes, ...]
     destination: Address
@@ -70,7 +66,7 @@ class HeldPacket:
 class HeldArp:
     """A guest's ARP request that waits for the one it asks for."""
 
-    port: int
+    sender: Endpoint
     request: Arp
 
 
@@ -103,21 +99,18 @@ class Pipeline:
 
     def from_guest(self, port: int, frame: bytes, now: float) -> list[Output]:
         """Any whole Ethernet frame that a guest sent, as the wire of its NIC shows it."""
-        try:
-            ethernet = parse_ethernet_untrusted(frame)
-        except WireError as error:
-            return [Drop(error.reason, port, frame)]
         endpoint = self.ports.port(port)
         if endpoint is None:
             return [Drop(DropReason.PORT_UNKNOWN, port, frame)]
-        if ethernet.source != endpoint.vmac:
-            return [Drop(DropReason.SPOOF_MAC, port, frame)]
-        if ethernet.ethertype == ETHERTYPE_IPV4:
-            return self.from_guest_ipv4(port, ethernet.payload, bool(ethernet.destination[0] & 1), now)
-        if ethernet.ethertype == ETHERTYPE_ARP:
-            return self.from_guest_arp(port, ethernet.payload, now)
-        reason = DropReason.RARP_FROM_GUEST if ethernet.ethertype == ETHERTYPE_RARP else DropReason.ETHERTYPE
-        return [Drop(reason, port, frame)]
+        verdict = validate.from_guest(endpoint, self.plan.router(endpoint.subnet), frame)
+        if isinstance(verdict, DropReason):
+            return [Drop(verdict, port, frame)]
+        payload = frame[ETH_HEADER:]
+        if verdict.lane is not Lane.ARP:
+            return self.from_guest_ipv4(port, payload, verdict.group, now)
+        if frame[12:ETH_HEADER] == ETHERTYPE_RARP.to_bytes(2, "big"):
+            return [Drop(DropReason.RARP_FROM_GUEST, port, frame)]
+        return self.from_guest_arp(port, payload, now)
 
     def from_guest_ipv4(self, port: int, packet: bytes, group: bool, now: float) -> list[Output]:
         """An IPv4 packet that a guest sent; group: its frame went to a group MAC."""
@@ -141,27 +134,24 @@ class Pipeline:
         packet = packet[: header.total_length]
         if endpoint.state is PortState.INCOMING:
             return DropReason.PORT_NOT_ACTIVE
-        if header.protocol == Protocol.UDP and not header.fragment_offset and self._is_dhcp(header, packet):
+        lane = validate.guest_ipv4(endpoint, self.plan.router(endpoint.subnet), header, packet)
+        if isinstance(lane, DropReason):
+            return lane
+        if lane is Lane.DHCP:
             return self._guest_dhcp(endpoint, packet, now, out)
-        if endpoint.state is not PortState.ACTIVE or endpoint.address is None:
+        if endpoint.state is not PortState.ACTIVE:
             return DropReason.PORT_NOT_ACTIVE
-        if header.source != endpoint.address:
-            return DropReason.SPOOF_IPV4
         destination = header.destination
         target = self._guest_target(endpoint, destination, group)
+        if target is DropReason.EXTERNAL_UNSUPPORTED:
+            return self.router.net_unreachable(endpoint, header, packet, now, out) or target
         if isinstance(target, DropReason):
-            if target is DropReason.EXTERNAL_UNSUPPORTED:
-                self.router.net_unreachable(endpoint, header, packet, now, out)
             return target
         facts = self.topology.get(target)
         if facts is None:
-            self.router.net_unreachable(endpoint, header, packet, now, out)
-            return DropReason.NO_SUCH_ENDPOINT
-        number = self.plan.host_number(destination)
-        if number == 1:
+            return self.router.net_unreachable(endpoint, header, packet, now, out) or DropReason.NO_SUCH_ENDPOINT
+        if destination == self.plan.router(target):
             return self.router.receive(endpoint, header, packet, now, out)
-        if number in (0, self.plan.max_host):
-            return DropReason.BROADCAST_UNSUPPORTED if number else DropReason.MARTIAN_DESTINATION
         return self._guest_unicast(endpoint, header, packet, target, facts, now, out)
 
     def _guest_target(self, endpoint: Endpoint, destination: Address, group: bool) -> SubnetId | DropReason:
@@ -173,12 +163,15 @@ class Pipeline:
         if first in (0, 127) or first >= 240 or destination == endpoint.address:
             return DropReason.MARTIAN_DESTINATION
         target = self.plan.locate(destination)
-        if target is not None and self.plan.host_number(destination) == self.plan.max_host:
-            return target if target == endpoint.subnet else DropReason.BROADCAST_UNSUPPORTED
+        number = self.plan.host_number(destination)
+        if target is not None and number == self.plan.max_host:
+            return DropReason.BROADCAST_UNSUPPORTED
         if group:
             return DropReason.L2_MULTICAST_MISMATCH
         if target is None:
             return DropReason.EXTERNAL_UNSUPPORTED
+        if number == 0:
+            return DropReason.MARTIAN_DESTINATION
         if target.cell != endpoint.subnet.cell:
             return DropReason.CELL_DENIED
         return target
@@ -197,15 +190,15 @@ class Pipeline:
         routed = target != endpoint.subnet
         if routed:
             if header.ttl <= 1:
-                self.router.time_exceeded(endpoint, header, packet, now, out)
-                return DropReason.TTL_EXPIRED
+                return self.router.time_exceeded(endpoint, header, packet, now, out) or DropReason.TTL_EXPIRED
             packet = decrement_ttl(packet)
         pieces: Sequence[bytes] = (packet,)
         if header.total_length > facts.mtu:
-            if not routed or header.dont_fragment:
-                if routed:
-                    self.router.too_big(endpoint, header, original, facts.mtu, now, out)
+            if not routed:
                 return DropReason.FRAGMENTATION_NEEDED
+            if header.dont_fragment:
+                refused = self.router.too_big(endpoint, header, original, facts.mtu, now, out)
+                return refused or DropReason.FRAGMENTATION_NEEDED
             pieces = fragment(packet, facts.mtu)
         destination = header.destination
         local = self.ports.at(destination)
@@ -215,7 +208,7 @@ class Pipeline:
             source = rmac(target) if routed else endpoint.vmac
             out.extend(ToGuest(local.port, _ipv4_frame(local.vmac, source, piece)) for piece in pieces)
             return None
-        held = HeldPacket(endpoint.port, original, tuple(pieces), destination, routed)
+        held = HeldPacket(endpoint, original, tuple(pieces), destination, routed)
         return self._resolve(endpoint, destination, held, now, out)
 
     def _resolve(
@@ -225,16 +218,9 @@ class Pipeline:
         if isinstance(answer, Found):
             self._deliver(held, answer.claim, out)
             return None
-        if isinstance(answer, DropReason):
-            if answer is DropReason.NEGATIVE_CACHED:
-                self._tell_unreachable(held, now, out)
-            return answer
-        return None
-
-    @staticmethod
-    def _is_dhcp(header: Header, packet: bytes) -> bool:
-        ports = packet[header.header_length : header.header_length + 4]
-        return ports == b"\x00\x44\x00\x43"
+        if answer is DropReason.NEGATIVE_CACHED:
+            return self._tell_unreachable(held, now, out) or answer
+        return answer if isinstance(answer, DropReason) else None
 
     def _guest_dhcp(self, endpoint: Endpoint, packet: bytes, now: float, out: list[Output]) -> DropReason:
         facts = self.topology.get(endpoint.subnet)
@@ -286,21 +272,23 @@ class Pipeline:
                 return DropReason.PORT_NOT_ACTIVE
             out.append(_arp_answer(endpoint, arp, local.vmac))
             return DropReason.CONSUMED
-        reason = self._resolve(endpoint, arp.tpa, HeldArp(endpoint.port, arp), now, out)
+        reason = self._resolve(endpoint, arp.tpa, HeldArp(endpoint, arp), now, out)
         return DropReason.CONSUMED if reason is None and out else reason  # None: held
 
     # ------------------------------------------------------------------ from_wire
 
     def from_wire(self, frame: bytes, now: float) -> list[Output]:
-        """A whole Ethernet frame from the uplink that carries IPv4; discovery frames go to the authenticator."""
-        try:
-            ethernet = parse_ethernet_untrusted(frame)
-        except WireError as error:
-            return [Drop(error.reason, PORT_WIRE, frame)]
-        if ethernet.ethertype != ETHERTYPE_IPV4:
-            return [Drop(DropReason.ETHERTYPE, PORT_WIRE, frame)]
-        group = bool(ethernet.destination[0] & 1)
-        return self.from_wire_ipv4(ethernet.source, ethernet.payload, group, now)
+        """Any whole Ethernet frame from the uplink. No output where it is the host's own, or discovery's."""
+        verdict = validate.from_wire(self._wire_facts(), frame)
+        if isinstance(verdict, DropReason):
+            return [Drop(verdict, PORT_WIRE, frame)]
+        if verdict is None or verdict.lane is Lane.DISCOVERY:
+            return []
+        return self.from_wire_ipv4(frame[6:12], frame[ETH_HEADER:], verdict.group, now)
+
+    def _wire_facts(self) -> WireFacts:
+        joined = {group_mac(e.subnet) for e in self.ports.all() if e.state is not PortState.FENCED}
+        return WireFacts(self.plan, self.pmac, frozenset({ALL_HOSTS_GROUP} | joined))
 
     def from_wire_ipv4(self, host: Mac, packet: bytes, group: bool, now: float) -> list[Output]:
         """An IPv4 packet from the uplink, sent by the pmac `host`; group: its frame went to a group MAC."""
@@ -316,41 +304,41 @@ class Pipeline:
     def _wire_ipv4(self, host: Mac, packet: bytes, group: bool, now: float, out: list[Output]) -> DropReason | None:
         header = header_untrusted(packet)
         packet = packet[: header.total_length]
-        source = self.plan.locate(header.source)
-        target = self.plan.locate(header.destination)
-        if source is None or target is None:
-            return DropReason.EXTERNAL_UNSUPPORTED
+        reason = validate.wire_ipv4(self.plan, header, packet, group)
+        if reason is not None:
+            return reason
         if group:
-            return DropReason.WIRE_GROUP_UNICAST
+            multicast = header.destination[0] >> 4 == 14
+            return DropReason.MULTICAST_UNSUPPORTED if multicast else DropReason.BROADCAST_UNSUPPORTED
+        source = self.plan.locate(header.source)
+        if source is None:
+            return DropReason.EXTERNAL_UNSUPPORTED
         if not self.plan.assignable(header.source):
             return DropReason.SPOOF_SOURCE
-        if header.protocol == Protocol.UDP and not header.fragment_offset and self._touches_dhcp(header, packet):
-            return DropReason.ROGUE_DHCP
         local = self.ports.at(header.destination)
+        if local is None or local.state is PortState.FENCED:
+            self.discovery.not_held(host, header.destination, now)  # refers the sender to the owner, where one is known
         if local is None:
-            self.discovery.not_held(host, header.destination, now)
             return DropReason.NOT_LOCAL
-        if source.cell != target.cell:
+        if source.cell != local.subnet.cell:
             return DropReason.CELL_DENIED
         if local.state is not PortState.ACTIVE:
             return DropReason.PORT_NOT_ACTIVE
         verdict = self.discovery.check_source(host, header.source, header.destination, now, HeldWire(host, packet))
         if verdict is Outcome.DELIVER:
-            out.append(self._wire_to_guest(local, header, packet))
+            return self._wire_to_guest(host, local, header, packet, out)
         return verdict if isinstance(verdict, DropReason) else None
 
-    @staticmethod
-    def _touches_dhcp(header: Header, packet: bytes) -> bool:
-        ports = packet[header.header_length : header.header_length + 4]
-        return ports[:2] == b"\x00\x43" or ports[2:] in (b"\x00\x43", b"\x00\x44")
-
-    def _wire_to_guest(self, local: Endpoint, header: Header, packet: bytes) -> ToGuest:
-        if self.plan.locate(header.source) == local.subnet:
-            entry = self.discovery.neighbours.get(header.source)
-            source = entry.claim.vmac if entry is not None and entry.claim is not None else rmac(local.subnet)
-        else:
-            source = rmac(local.subnet)
-        return ToGuest(local.port, _ipv4_frame(local.vmac, source, packet))
+    def _wire_to_guest(
+        self, host: Mac, local: Endpoint, header: Header, packet: bytes, out: list[Output]
+    ) -> DropReason | None:
+        entry = self.discovery.neighbours.get(header.source)
+        if entry is None or entry.found is None or entry.found.claim.host != host:
+            return DropReason.UNVERIFIED  # confirmed once, but another holds it by now
+        same = self.plan.locate(header.source) == local.subnet
+        source = entry.found.claim.vmac if same else rmac(local.subnet)
+        out.append(ToGuest(local.port, _ipv4_frame(local.vmac, source, packet)))
+        return None
 
     # ------------------------------------------------------------------ what discovery decided later
 
@@ -389,8 +377,8 @@ class Pipeline:
         elif isinstance(event, Unreachable):
             for held in event.items:
                 assert isinstance(held, HeldPacket | HeldArp)
-                self._tell_unreachable(held, now, out)
-                out.append(Drop(event.reason, held.port, held.packet if isinstance(held, HeldPacket) else b""))
+                reason = self._gone(held) or self._tell_unreachable(held, now, out) or event.reason
+                out.append(_held_drop(held, reason))
         elif isinstance(event, SourceConfirmed):
             for held in event.items:
                 assert isinstance(held, HeldWire)
@@ -405,32 +393,47 @@ class Pipeline:
     def _confirmed(self, held: HeldWire, out: list[Output]) -> None:
         header = header_untrusted(held.packet)
         local = self.ports.at(header.destination)
-        if local is None or local.state is not PortState.ACTIVE:
-            reason = DropReason.NOT_LOCAL if local is None else DropReason.PORT_NOT_ACTIVE
-            out.append(Drop(reason, PORT_WIRE, held.packet))
+        if local is None:
+            reason: DropReason | None = DropReason.NOT_LOCAL
+        elif local.state is not PortState.ACTIVE:
+            reason = DropReason.PORT_NOT_ACTIVE
         else:
-            out.append(self._wire_to_guest(local, header, held.packet))
+            reason = self._wire_to_guest(held.host, local, header, held.packet, out)
+        if reason is not None:
+            out.append(Drop(reason, PORT_WIRE, held.packet))
 
     def _deliver(self, held: HeldPacket | HeldArp, claim: Claim, out: list[Output]) -> None:
-        if isinstance(held, HeldArp):
-            endpoint = self.ports.port(held.port)
-            if endpoint is not None:
-                out.append(_arp_answer(endpoint, held.request, claim.vmac))
+        gone = self._gone(held)
+        if gone is not None:
+            out.append(_held_drop(held, gone))
+        elif isinstance(held, HeldArp):
+            out.append(_arp_answer(held.sender, held.request, claim.vmac))
         elif claim.host != self.pmac:
             out.extend(ToWire(_ipv4_frame(claim.host, self.pmac, piece)) for piece in held.pieces)
         else:  # it started here while the packet waited
             local = self.ports.at(held.destination)
-            sender = self.ports.port(held.port)
-            if local is None or sender is None or local.state is not PortState.ACTIVE:
-                out.append(Drop(DropReason.PORT_NOT_ACTIVE, held.port, held.packet))
+            if local is None or local.state is not PortState.ACTIVE:
+                out.append(_held_drop(held, DropReason.PORT_NOT_ACTIVE))
                 return
-            source = rmac(local.subnet) if held.routed else sender.vmac
+            source = rmac(local.subnet) if held.routed else held.sender.vmac
             out.extend(ToGuest(local.port, _ipv4_frame(local.vmac, source, piece)) for piece in held.pieces)
 
-    def _tell_unreachable(self, held: HeldPacket | HeldArp, now: float, out: list[Output]) -> None:
-        endpoint = self.ports.port(held.port)
-        if endpoint is not None and isinstance(held, HeldPacket) and held.routed:
-            self.router.host_unreachable(endpoint, header_untrusted(held.packet), held.packet, now, out)
+    def _gone(self, held: HeldPacket | HeldArp) -> DropReason | None:
+        """Why the sender of something held has no say any more: its port is gone, another's, or not active."""
+        sender = self.ports.port(held.sender.port)
+        if sender is None or (sender.vmac, sender.address) != (held.sender.vmac, held.sender.address):
+            return DropReason.PORT_UNKNOWN
+        return None if sender.state is PortState.ACTIVE else DropReason.PORT_NOT_ACTIVE
+
+    def _tell_unreachable(self, held: HeldPacket | HeldArp, now: float, out: list[Output]) -> DropReason | None:
+        if isinstance(held, HeldArp) or not held.routed:
+            return None
+        return self.router.host_unreachable(held.sender, header_untrusted(held.packet), held.packet, now, out)
+
+
+def _held_drop(held: HeldPacket | HeldArp, reason: DropReason) -> Drop:
+    port = PORT_WIRE if reason is DropReason.PORT_UNKNOWN else held.sender.port
+    return Drop(reason, port, held.packet if isinstance(held, HeldPacket) else held.request.emit())
 
 
 def _ipv4_frame(destination: Mac, source: Mac, packet: bytes) -> bytes:

@@ -5,7 +5,8 @@ RFC 1812 asks of a router that guests can see: ARP for its address, ping, time e
 fragmentation needed, port unreachable for its own address. It serves its own host's guests only: every answer goes
 straight back into the port that caused it, never to the wire.
 
-ICMP errors are limited per port (RFC 1812 §4.3.2.8); a guest that provokes more gets silence, counted.
+ICMP errors are limited per port (RFC 1812 §4.3.2.8); a guest that provokes more gets silence: the methods that send
+an error return ICMP_RATE_LIMITED then, for the packet to be counted under, and None otherwise.
 """
 
 from dataclasses import dataclass
@@ -84,28 +85,33 @@ class Router:
                 out.append(self.to_guest(endpoint, reply))
                 return DropReason.CONSUMED
         elif header.protocol == Protocol.UDP and not header.is_fragment:
-            self._error(endpoint, header, packet, now, out, icmp.port_unreachable, header.destination)
+            limited = self._error(endpoint, header, packet, now, out, icmp.port_unreachable, header.destination)
+            return limited or DropReason.ROUTER_SERVICE
         return DropReason.ROUTER_SERVICE
 
-    def time_exceeded(self, endpoint: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]) -> None:
+    def time_exceeded(
+        self, endpoint: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]
+    ) -> DropReason | None:
         """The TTL ran out at the one hop there is."""
-        self._error(endpoint, header, packet, now, out, icmp.time_exceeded)
+        return self._error(endpoint, header, packet, now, out, icmp.time_exceeded)
 
     def host_unreachable(
         self, endpoint: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]
-    ) -> None:
+    ) -> DropReason | None:
         """Nobody holds the destination (RFC 1812 §5.2.7.1)."""
-        self._error(endpoint, header, packet, now, out, icmp.host_unreachable)
+        return self._error(endpoint, header, packet, now, out, icmp.host_unreachable)
 
-    def net_unreachable(self, endpoint: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]) -> None:
+    def net_unreachable(
+        self, endpoint: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]
+    ) -> DropReason | None:
         """No such subnet, or no way out of the virtual space."""
-        self._error(endpoint, header, packet, now, out, icmp.net_unreachable)
+        return self._error(endpoint, header, packet, now, out, icmp.net_unreachable)
 
     def too_big(
         self, endpoint: Endpoint, header: Header, packet: bytes, mtu: int, now: float, out: list[Output]
-    ) -> None:
+    ) -> DropReason | None:
         """DF is set and the next subnet's MTU is smaller (RFC 1191)."""
-        self._error(endpoint, header, packet, now, out, partial(icmp.fragmentation_needed, mtu=mtu))
+        return self._error(endpoint, header, packet, now, out, partial(icmp.fragmentation_needed, mtu=mtu))
 
     def _error(
         self,
@@ -116,7 +122,11 @@ class Router:
         out: list[Output],
         build: icmp.ErrorBuilder,
         speaker: Address | None = None,
-    ) -> None:
-        if icmp.may_answer_with_error(header, packet) and self._errors.take(endpoint.port, now):
-            speaker = speaker or self._plan.router(endpoint.subnet)
-            out.append(self.to_guest(endpoint, build(packet, speaker, header.source)))
+    ) -> DropReason | None:
+        if not icmp.may_answer_with_error(header, packet):
+            return None
+        if not self._errors.take(endpoint.port, now):
+            return DropReason.ICMP_RATE_LIMITED
+        speaker = speaker or self._plan.router(endpoint.subnet)
+        out.append(self.to_guest(endpoint, build(packet, speaker, header.source)))
+        return None
