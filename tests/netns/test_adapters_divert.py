@@ -188,8 +188,39 @@ def test_dhcp_of_a_guest_without_address_reaches_the_packet_socket_once(
     ruled.guest_sends(ethernet(ALL_ONES, GUEST_MACS[0], 0x0800, packet))
     assert wait_for(lambda: bool(select.select([divert], [], [], 0)[0]))
     assert divert.read() == [(MARKS[0], ethernet(BRIDGE_MAC, GUEST_MACS[0], 0x0800, packet))]
+    assert divert.read() == []
     assert queue.read() == 0
     assert packets == []
+
+
+def test_dhcp_with_br_netfilter_comes_by_the_queue_once(
+    ruled: Bench, divert: DivertSocket, queue: DivertQueue, packets: list[Any]
+) -> None:
+    """br_netfilter queues it while it is in the bridge: divbr0 and its packet socket do not see it."""
+    ruled.host.sysctl("bridge/bridge-nf-call-iptables", 1)
+    packet = ipv4("0.0.0.0", "255.255.255.255", 17, udp(68, 67, b"discover"))
+    ruled.guest_sends(ethernet(ALL_ONES, GUEST_MACS[0], 0x0800, packet))
+    assert wait_for(arrived(queue, packets, 1))
+    assert packets == [(MARKS[0], GUEST_MACS[0], packet)]
+    assert divert.read() == []
+
+
+def test_a_checksum_that_a_guest_left_to_its_nic_is_filled_in_on_the_packet_socket(
+    ruled: Bench, divert: DivertSocket
+) -> None:
+    with ruled.guests[0].entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        ruled.guests[0].run("ip addr flush dev eth0; ip route add 255.255.255.255 dev eth0")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        client.bind(("0.0.0.0", 68))
+        client.sendto(b"odd number of bytes", ("255.255.255.255", 67))
+    assert wait_for(lambda: bool(select.select([divert], [], [], 0)[0]))
+    ((mark, frame),) = divert.read()
+    assert mark == MARKS[0]
+    assert frame[26:34] == bytes(4) + b"\xff" * 4
+    datagram = frame[34:]
+    assert checksum(frame[26:34] + bytes([0, 17]) + len(datagram).to_bytes(2, "big") + datagram) == 0
+    assert datagram[6:8] != bytes(2)
 
 
 def test_a_frame_with_neither_mark_nor_admitted_type_stays_out_of_the_packet_socket(

@@ -8,9 +8,10 @@ milliseconds of the loop.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any, Literal
 
 from pyroute2 import AsyncIPRoute, NetlinkError
@@ -19,6 +20,7 @@ from pyroute2.netlink.rtnl import RTMGRP_LINK
 from divhook.adapters.links.errors import LinkError
 from divhook.adapters.links.sysctl import write_sysctl
 from divhook.adapters.links.uplink import (
+    RESOLV_CONFS,
     Link,
     UplinkInfo,
     check_uplink,
@@ -113,8 +115,9 @@ def _decode(message: Any) -> Link:
 class Links:
     """The host's links. Open it inside the event loop, and in the network namespace that it is for."""
 
-    def __init__(self, bridge: str = "divbr0") -> None:
+    def __init__(self, bridge: str = "divbr0", resolv_confs: Sequence[Path] = RESOLV_CONFS) -> None:
         self._bridge = bridge
+        self._resolv_confs = resolv_confs
         self._netlink: Any = None
 
     async def open(self) -> None:
@@ -261,7 +264,7 @@ class Links:
             if network.overlaps(supernet):
                 via = names.get(message.get("oif") or 0, f"table {table}")
                 found.append(f"route {network} on {via}")
-        return found + overlap_of_resolvers(supernet)
+        return found + overlap_of_resolvers(supernet, self._resolv_confs)
 
     # -- the uplink
 

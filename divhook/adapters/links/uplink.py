@@ -14,8 +14,10 @@ from pathlib import Path
 from divhook.adapters.links.errors import LinkError
 from divhook.core.addressing import Mac
 
-RESOLV_CONF = Path("/etc/resolv.conf")
-SYSTEMD_RESOLV_CONF = Path("/run/systemd/resolve/resolv.conf")  # behind the stub resolver 127.0.0.53
+RESOLV_CONFS = (
+    Path("/etc/resolv.conf"),
+    Path("/run/systemd/resolve/resolv.conf"),  # what is behind systemd's stub resolver 127.0.0.53
+)
 
 _UPLINK_KINDS = frozenset({None, "bond", "team", "vlan"})  # None: a driver of its own, so hardware
 _UPLINK_KINDS_ALONE = frozenset({"veth", "macvlan", "ipvlan"})  # in a container or a lab, where it is the only one
@@ -104,9 +106,7 @@ def check_uplink(link: Link, master: Link | None) -> UplinkInfo:
     return UplinkInfo(link.ifindex, link.name, link.mac, link.mtu, link.carrier, mode)
 
 
-def overlap_of_resolvers(
-    supernet: IPv4Network, files: Iterable[Path] = (RESOLV_CONF, SYSTEMD_RESOLV_CONF)
-) -> list[str]:
+def overlap_of_resolvers(supernet: IPv4Network, files: Iterable[Path]) -> list[str]:
     """Name servers of the host that are virtual addresses, one line each for a person."""
     found = []
     for file in files:
