@@ -290,7 +290,8 @@ class DhcpServer:
             case DhcpType.RELEASE:
                 return self._give_up(endpoint, service, request, LeaseChange.RELEASED, request.message.ciaddr)
             case DhcpType.DECLINE:
-                return self._give_up(endpoint, service, request, LeaseChange.DECLINED, request.requested)
+                declined = request.requested or request.message.ciaddr
+                return self._give_up(endpoint, service, request, LeaseChange.DECLINED, declined)
         if endpoint.state is PortState.FENCED:
             return DhcpResult(drop=DropReason.PORT_NOT_ACTIVE)
         if request.type is DhcpType.DISCOVER:
@@ -353,11 +354,16 @@ class DhcpServer:
     def _give_up(
         self, endpoint: Endpoint, service: SubnetService, request: _Request, kind: LeaseChange, address: Address | None
     ) -> DhcpResult:
-        """RELEASE and DECLINE: no answer. Said of another server's lease, or of none, they change nothing."""
-        if request.server_id is None or address in (None, ZERO_ADDRESS):
+        """RELEASE and DECLINE: no answer. Said of another server's lease, or of none, they change nothing.
+
+        systemd-networkd leaves the server id out of both (RFC 2131 table 5 has it as a MUST) and declines in ciaddr: so
+        what is sent to us alone names us.
+        """
+        server_id = request.server_id or (service.router if request.unicast else None)
+        if server_id is None or address in (None, ZERO_ADDRESS):
             return DhcpResult(drop=DropReason.DHCP_MALFORMED)
         _, lease = self._leases.get(endpoint.port, (0.0, None))
-        if request.server_id != service.router or lease is None or lease.address != address:
+        if server_id != service.router or lease is None or lease.address != address:
             return DhcpResult()
         del self._leases[endpoint.port]
         return DhcpResult(event=replace(_event(kind, endpoint, request), address=address))

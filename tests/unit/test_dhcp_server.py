@@ -240,14 +240,23 @@ def test_giving_up_what_is_not_ours_changes_nothing(ip_packet):
         packet(bootp(tlv((53, RELEASE)), ciaddr=ADDRESS)),
         packet(bootp(tlv((53, RELEASE), (54, ROUTER)))),
         packet(bootp(tlv((53, DECLINE), (50, ADDRESS)))),
-        packet(bootp(tlv((53, DECLINE), (54, ROUTER)), ciaddr=ADDRESS)),
+        packet(bootp(tlv((53, DECLINE), (54, ROUTER)))),
     ],
     ids=["release without server", "release without address", "decline without server", "decline without address"],
 )
-def test_giving_up_without_saying_what_is_malformed(ip_packet):
+def test_giving_up_without_saying_what_or_to_whom_is_malformed(ip_packet):
     server = server_with_lease()
     assert handle(ip_packet, server=server) == DhcpResult(drop=DropReason.DHCP_MALFORMED)
     assert len(server.leases(100.0)) == 1
+
+
+@pytest.mark.parametrize("change", [LeaseChange.RELEASED, LeaseChange.DECLINED])
+def test_networkds_release_and_decline_by_unicast_without_server_id_are_taken(change):
+    kind = RELEASE if change is LeaseChange.RELEASED else DECLINE
+    ip_packet = packet(bootp(tlv((53, kind)), ciaddr=ADDRESS), source=ADDRESS, destination=ROUTER)
+    server = server_with_lease()
+    assert handle(ip_packet, server=server) == DhcpResult(event=event(change))
+    assert server.leases(100.0) == []
 
 
 @pytest.mark.parametrize("flags", [0, 0x8000])
