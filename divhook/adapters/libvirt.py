@@ -7,6 +7,7 @@ when libvirtd restarts.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -147,20 +148,25 @@ class LibvirtWatch:
             libvirt.virEventRunDefaultImpl()
 
     def _keep_connected(self) -> None:
+        told = ""
         while not self._stopping.is_set():
             if self._connection is None:
                 try:
                     self._connect()
+                    told = ""
                 except libvirt.libvirtError as error:
-                    log.debug("libvirt at %s: %s", self._uri, error)
+                    if str(error) != told:
+                        told = str(error)
+                        log.warning("libvirt at %s: %s; trying again", self._uri, error)
             self._stopping.wait(RETRY_S)
         if self._connection is not None:
             self._connection.close()
 
     def _connect(self) -> None:
         connection = libvirt.open(self._uri)
-        connection.setKeepAlive(KEEPALIVE_S, KEEPALIVE_COUNT)
-        connection.registerCloseCallback(self._closed, None)
+        with contextlib.suppress(libvirt.libvirtError):  # a driver that runs in this process needs none
+            connection.setKeepAlive(KEEPALIVE_S, KEEPALIVE_COUNT)
+            connection.registerCloseCallback(self._closed, None)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)
         connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, self._device, EventKind.DEVICE_ADDED

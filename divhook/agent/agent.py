@@ -35,7 +35,7 @@ from divhook.config.problems import ConfigError
 from divhook.core.auth import Authenticator
 from divhook.core.census import AddressCensus, CensusEvent
 from divhook.core.dhcp import LeaseEvent
-from divhook.core.discovery import ClaimChanged, Discovery, Event
+from divhook.core.discovery import ClaimChanged, Discovery, Event, Limits
 from divhook.core.endpoint import Endpoint, PortTable
 from divhook.core.keys import KeyFileError, KeyRing, parse_key_text
 from divhook.core.pipeline import Pipeline
@@ -149,7 +149,8 @@ class Agent:
     def _build(self, keys: KeyRing) -> None:
         host, plan = self.configuration.host, self.configuration.plan
         offset_us = int((time.time() - self._loop.time()) * 1e6)
-        discovery = Discovery(self.uplink.mac, plan, random.SystemRandom(), offset_us)
+        limits = Limits(misses_per_s_port=host.limits.miss_pps_port, misses_per_s_host=host.limits.miss_pps_host)
+        discovery = Discovery(self.uplink.mac, plan, random.SystemRandom(), offset_us, limits)
         discovery.restore(self.registry.claims(), self.registry.get(HIGHEST_STAMP))
         ether_type = 0x88B5 if host.discovery.ethertype == "0x88b5" else 0x0806
         authenticator = Authenticator(self.uplink.mac, keys, secrets.randbits(64), host.cluster, ether_type)

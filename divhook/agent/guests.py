@@ -21,7 +21,7 @@ from typing import Any
 from divhook.abi.entries import PortEntry, Rate
 from divhook.adapters.bpf.programs import Programs
 from divhook.adapters.libvirt import Guest
-from divhook.adapters.links import Links
+from divhook.adapters.links import LinkError, Links
 from divhook.agent.control import RequestError
 from divhook.agent.dataplane import Dataplane
 from divhook.agent.registry import Registry, Reservation
@@ -240,7 +240,10 @@ class Guests:
         if wanted.target is None:
             raise RequestError(f"{nic}: libvirt names no tap for it; is the interface of type network or bridge?")
         nic.ifname = wanted.target
-        nic.ifindex = (await self._links.ensure_port(wanted.target)).ifindex
+        try:
+            nic.ifindex = (await self._links.ensure_port(wanted.target)).ifindex
+        except LinkError as error:
+            raise RequestError(f"{nic}: {error}") from error
         nic.port = self._port_of(nic)
         self._put(nic, PortState.INCOMING if nic.incoming else PortState.TENTATIVE)
         self._programs.attach_port(nic.ifindex)
