@@ -195,9 +195,22 @@ def test_links_that_come_change_and_go_are_told(bench: Bench) -> None:
         bench.host.run("ip link add vnet5 type veth peer name peer5")
         new = await until(kind="new", name="vnet5")
         assert not new.master_is_bridge
-        bench.host.run("ip link set vnet5 master divbr0; ip link set vnet5 up; ip link set peer5 up")
-        changed = await until(kind="changed", name="vnet5", master_is_bridge=True, up=True, carrier=True)
+        bench.host.run("ip link set vnet5 master divbr0")
+        became = await until(name="vnet5", master_is_bridge=True)
+        assert (became.kind, became.became_port) == ("changed", True)
+        bench.host.run("ip link set vnet5 up; ip link set peer5 up")
+        changed = await until(
+            kind="changed", name="vnet5", master_is_bridge=True, up=True, carrier=True, became_port=False
+        )
         assert changed.ifindex == new.ifindex
+        await links.ensure_port("vnet5")
+        await until(kind="changed", name="vnet5")
+        await asyncio.sleep(0.2)
+        while not told.empty():
+            told.get_nowait()
+        await links.ensure_port("vnet5")
+        await asyncio.sleep(0.2)
+        assert told.empty()
         bench.host.run("ip link set vnet5 nomaster")
         await until(kind="changed", ifindex=new.ifindex, master_is_bridge=False)
         bench.host.run("ip link del vnet5; ip link del divbr0")

@@ -44,6 +44,15 @@ _EEXIST, _ENODEV, _ESRCH = 17, 19, 3
 # Frames to 01:80:c2:00:00:0X would be the port's own stack's: by this they are divbr0's, and so its wall's. The kernel
 # allows less for the whole bridge (no 0, 1, 2) than for a port (no 1, which it drops itself).
 _MOST_GROUPS, _EVERY_GROUP = 0xFFF8, 0xFFFD
+_PORT_SETTINGS = {
+    "isolated": 1,
+    "learning": 0,
+    "unicast_flood": 0,
+    "mcast_flood": 0,
+    "bcast_flood": 0,
+    "mode": 0,  # no hairpin
+    "group_fwd_mask": _EVERY_GROUP,
+}
 _WATCH_AGAIN_S = 0.5
 
 _BRIDGE_SYSCTLS = {
@@ -81,7 +90,11 @@ class PortLink:
 
 @dataclass(frozen=True, slots=True)
 class LinkEvent:
-    """A link appeared, went or changed. master_is_bridge: it is now a port of the watched bridge."""
+    """A link appeared, went or changed.
+
+    master_is_bridge: it is a port of the watched bridge. became_port: and was not before; libvirt makes a tap first and
+    a port of it then, so the event is mostly "changed".
+    """
 
     kind: Literal["new", "gone", "changed"]
     ifindex: int
@@ -89,6 +102,7 @@ class LinkEvent:
     master_is_bridge: bool
     up: bool
     carrier: bool
+    became_port: bool = False
 
 
 def _decode(message: Any) -> Link:
@@ -139,10 +153,13 @@ class Links:
 
     async def link(self, name_or_ifindex: str | int) -> Link:
         """One link. Raises LinkError where there is none of that name or index."""
+        return _decode(await self._describe(name_or_ifindex))
+
+    async def _describe(self, name_or_ifindex: str | int) -> Any:
         key = {"ifname": name_or_ifindex} if isinstance(name_or_ifindex, str) else {"index": name_or_ifindex}
         try:
             for message in await self._netlink.link("get", **key):
-                return _decode(message)
+                return message
         except NetlinkError as error:
             if error.code != _ENODEV:
                 raise
@@ -184,26 +201,23 @@ class Links:
         return BridgeInfo(link.ifindex, BRIDGE_MAC)
 
     async def ensure_port(self, port: str | int) -> PortLink:
-        """Shut a port of the bridge off from all others and from the host. Raises LinkError where it is no port."""
-        link = await self.link(port)
+        """Shut a port of the bridge off from all others and from the host. Raises LinkError where it is no port.
+
+        On a port that is so already this changes nothing, and so causes no event.
+        """
+        described = await self._describe(port)
+        link = _decode(described)
         bridge = await self.link(self._bridge)
         if link.master != bridge.ifindex:
             raise LinkError(f"{link.name} is not a port of {self._bridge}")
         for sysctl, value in _PORT_SYSCTLS.items():
             write_sysctl(sysctl.format(link.name), value)
         await wall_port(link.name)
-        await self._netlink.brport(
-            "set",
-            index=link.ifindex,
-            isolated=1,
-            learning=0,
-            unicast_flood=0,
-            mcast_flood=0,
-            bcast_flood=0,
-            mode=0,  # no hairpin
-            group_fwd_mask=_EVERY_GROUP,
-        )
-        await self._netlink.link("set", index=link.ifindex, group=PORT_GROUP)
+        present = described.get("linkinfo").get("slave_data")
+        if any(present.get(setting) != value for setting, value in _PORT_SETTINGS.items()):
+            await self._netlink.brport("set", index=link.ifindex, **_PORT_SETTINGS)
+        if described.get("group") != PORT_GROUP:
+            await self._netlink.link("set", index=link.ifindex, group=PORT_GROUP)
         return PortLink(link.ifindex, link.name, link.mac, link.mtu)
 
     async def ports_of_bridge(self) -> list[PortLink]:
@@ -302,9 +316,10 @@ class Links:
                 present = {link.ifindex: link for link in await self.links()}
                 for link in known.values() if again else ():
                     if link.ifindex not in present:
-                        yield self._event("gone", link, present)
+                        yield self._event("gone", link, None, present)
                 for link in present.values() if again else ():
-                    yield self._event("changed" if link.ifindex in known else "new", link, present)
+                    before = known.get(link.ifindex)
+                    yield self._event("new" if before is None else "changed", link, before, present)
                 known, again = present, True
                 while True:
                     async for message in netlink.get():
@@ -319,14 +334,17 @@ class Links:
         link = _decode(message)
         if message["event"] == "RTM_DELLINK":
             known.pop(link.ifindex, None)
-            return self._event("gone", link, known)
-        kind: Literal["new", "changed"] = "changed" if link.ifindex in known else "new"
+            return self._event("gone", link, None, known)
+        before = known.get(link.ifindex)
         known[link.ifindex] = link
-        return self._event(kind, link, known)
+        return self._event("new" if before is None else "changed", link, before, known)
 
-    def _event(self, kind: Literal["new", "gone", "changed"], link: Link, known: dict[int, Link]) -> LinkEvent:
+    def _event(
+        self, kind: Literal["new", "gone", "changed"], link: Link, before: Link | None, known: dict[int, Link]
+    ) -> LinkEvent:
         if kind == "gone":
             return LinkEvent(kind, link.ifindex, link.name, False, False, False)
         master = known.get(link.master or 0)
         is_port = master is not None and master.name == self._bridge
-        return LinkEvent(kind, link.ifindex, link.name, is_port, link.up, link.carrier)
+        became_port = is_port and (before is None or before.master != link.master)
+        return LinkEvent(kind, link.ifindex, link.name, is_port, link.up, link.carrier, became_port)
