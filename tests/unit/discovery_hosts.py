@@ -78,7 +78,7 @@ class Wire:
         self.settle()
         while True:
             timers = [t for host in self.hosts.values() if (t := host.next_timer()) is not None]
-            when = min(timers, default=until)
+            when = min(timers, default=until + 1)
             if when > until:
                 break
             self.now = max(self.now, when)

@@ -183,6 +183,8 @@ class Claims:
         self._seam.timers.cancel(("claim", address))
         if local.state is not ClaimState.TENTATIVE:
             self._remember(Record(local.claim))
+        if local.state is ClaimState.ACTIVE:
+            self._resolver.retire(local.claim)
         if local.state is ClaimState.ACTIVE and gone:
             self._say_gone(local.claim, self._limits.announce_count, now)
 

@@ -38,6 +38,9 @@ class Resolver:
                 return self._hold.add(entry.held, held) or Outcome.PENDING
             if now < entry.retry_at_s:
                 return DropReason.NEGATIVE_CACHED
+        own = self._seam.active.get(address)
+        if own is not None:
+            return Found(own, NeighbourState.REACHABLE)
         subnet = self._seam.plan.locate(address)
         if subnet is None or not self._seam.plan.assignable(address):
             return DropReason.NO_SUCH_ENDPOINT
@@ -45,7 +48,7 @@ class Resolver:
         if refusal is not None:
             return refusal
         if entry is None:
-            entry = self._add(address, now)
+            entry = self._add(address)
         entry.step(NeighbourEvent.USED)
         entry.asker = asker
         self.table.used(entry, now)
@@ -74,7 +77,7 @@ class Resolver:
         if entry is None:
             if not install:
                 return False
-            entry = self._add(claim.address, now)
+            entry = self._add(claim.address)
         known = entry.claim
         if known is not None:
             if claim.order < known.order:
@@ -132,6 +135,12 @@ class Resolver:
         self._seam.events.append(NeighbourChanged(address, entry.claim, None))
         return self._hold.drain(entry.held)
 
+    def retire(self, claim: Claim) -> None:
+        """A claim of our own is given up: from now on it is the bar for the claims of others."""
+        entry = self._add(claim.address)
+        entry.claim = claim
+        entry.gone = True
+
     def _miss(self, port: int, now: float) -> DropReason | None:
         bucket = self._port_misses.get(port)
         if bucket is None:
@@ -144,7 +153,7 @@ class Resolver:
         bucket.take(now)
         return None
 
-    def _add(self, address: Address, now: float) -> Neighbour:
+    def _add(self, address: Address) -> Neighbour:
         entry = self.table.add(address)
         victim = self.table.overflow()
         if victim is not None:

@@ -1,0 +1,11 @@
+import os
+
+import pytest
+from chaos import Chaos
+
+RUNS = int(os.environ.get("DIVHOOK_SIM_RUNS", "120"))
+
+
+@pytest.mark.parametrize("seed", range(RUNS))
+def test_every_rule_holds_whatever_happens(seed):
+    Chaos(seed).run()
