@@ -67,7 +67,7 @@ static __always_inline int guest_ipv4(struct __sk_buff *skb, const struct host_c
 	} else if (packet.header.source_be != port->address_be) {
 		return drop(skb, port->port_id, SPOOF_IPV4);
 	}
-	if (packet.udp && packet.source_port == DHCP_SERVER_PORT)
+	if (!dhcp && packet_touches_dhcp(&packet))
 		return drop(skb, port->port_id, ROGUE_DHCP);
 	return divert(skb, host, port, frame, dhcp ? BUCKET_DHCP : BUCKET_IPV4);
 }
@@ -209,7 +209,7 @@ static __always_inline int wire_ipv4(struct __sk_buff *skb, const struct host_co
 		return drop(skb, PORT_WIRE, WIRE_GROUP_UNICAST);
 	if (to == TO_HOST && !is_virtual(host, destination))
 		return drop(skb, PORT_WIRE, SPOOF_SOURCE); /* a guest speaks to the host through the agent only */
-	if (packet.udp && (packet.source_port == DHCP_SERVER_PORT || packet.destination_port == DHCP_SERVER_PORT || packet.destination_port == DHCP_CLIENT_PORT))
+	if (packet_touches_dhcp(&packet))
 		return drop(skb, PORT_WIRE, ROGUE_DHCP);
 	bucket = is_peer(&frame->ethernet.source) ? BUCKET_PEER_IPV4 : BUCKET_STRANGER_IPV4;
 	if (!conforms(skb, PORT_WIRE, bucket, &host->wire_rates[bucket]))

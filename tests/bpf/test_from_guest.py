@@ -111,6 +111,12 @@ DROPS = {
         R.SPOOF_IPV4,
     ),
     "a DHCP offer": (ethernet(f.dhcp(f.ADDRESS, f.NEIGHBOUR, 67, 68)), R.ROGUE_DHCP),
+    "a DHCP offer from any other port": (ethernet(f.dhcp(f.ADDRESS, f.NEIGHBOUR, 5353, 68)), R.ROGUE_DHCP),
+    "to another's DHCP server, not as a client": (ethernet(f.dhcp(f.ADDRESS, f.NEIGHBOUR, 69, 67)), R.ROGUE_DHCP),
+    "the first fragment of a DHCP request": (
+        ethernet(f.ipv4(f.udp(68, 67), f.ADDRESS, f.NEIGHBOUR, f.UDP, more=True)),
+        R.ROGUE_DHCP,
+    ),
     "a DHCP relay": (ethernet(f.dhcp(f.ADDRESS, f.NEIGHBOUR, 67, 67)), R.ROGUE_DHCP),
     "the first fragment of a DHCP offer": (
         ethernet(f.ipv4(f.udp(67, 68), f.ADDRESS, f.NEIGHBOUR, f.UDP, more=True)),

@@ -49,6 +49,7 @@ DROPPED = {
     "version": (wire(f.ipv4(version=6, **HERE)), R.IPV4_VERSION),
     "IHL": (wire(f.ipv4(ihl=3, **HERE)), R.IPV4_HEADER_LENGTH),
     "total length": (wire(f.ipv4(total_length=9, **HERE)), R.IPV4_TOTAL_LENGTH),
+    "IHL beyond the frame": (wire(f.ipv4(b"", ihl=6, **HERE)), R.TRUNCATED),
     "truncated": (wire(f.ipv4(total_length=99, **HERE)), R.TRUNCATED),
     "checksum": (wire(f.ipv4(checksum_error=0x8000, **HERE)), R.IPV4_CHECKSUM),
     "source route": (wire(f.ipv4(options=b"\x83\x03\x04\x00", **HERE)), R.IPV4_OPTION),

@@ -51,7 +51,7 @@ def test_rarp_shares_the_limit_of_arp(bench: Bench) -> None:
 
 def test_fragment_with_dhcp_ports_uses_the_limit_of_data(bench: Bench) -> None:
     bench.programs.set_port(bench.port, port_entry(dhcp_rate=NOTHING))
-    bench.guest_diverted(ethernet(f.ipv4(f.udp(68, 67), protocol=f.UDP, more=True)))
+    bench.guest_diverted(ethernet(f.ipv4(f.udp(68, 67), protocol=f.UDP, offset=1480)))
 
 
 def test_one_port_over_its_limit_costs_another_nothing(bench: Bench) -> None:

@@ -139,7 +139,8 @@ __noinline enum drop_reason packet_parse_untrusted(struct __sk_buff *skb, __u32 
 	header_length = (header->version_ihl & 0xf) * 4;
 	if (header_length < IPV4_MIN_LEN)
 		return IPV4_HEADER_LENGTH;
-	if (header_length > IPV4_MAX_LEN || bpf_skb_load_bytes(skb, l3, header, header_length))
+	/* Asked first: a load that fails leaves zeros, and with them no address that from_wire could know as virtual. */
+	if (l3 + header_length > skb->len || bpf_skb_load_bytes(skb, l3, header, header_length))
 		return TRUNCATED;
 	total_length = bpf_ntohs(header->total_length_be);
 	if (total_length < header_length)
@@ -169,4 +170,11 @@ __noinline enum drop_reason packet_parse_untrusted(struct __sk_buff *skb, __u32 
 static __always_inline bool packet_is_dhcp_request(const struct packet *packet)
 {
 	return packet->udp && packet->source_port == DHCP_CLIENT_PORT && packet->destination_port == DHCP_SERVER_PORT;
+}
+
+/* Whether a DHCP client or server might read it: clients look at the destination port alone. */
+static __always_inline bool packet_touches_dhcp(const struct packet *packet)
+{
+	return packet->udp && (packet->source_port == DHCP_SERVER_PORT || packet->destination_port == DHCP_SERVER_PORT ||
+			       packet->destination_port == DHCP_CLIENT_PORT);
 }
