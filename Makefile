@@ -5,7 +5,7 @@ CLANG ?= clang
 BPF_CFLAGS := -O2 -g -Wall -Wextra -Werror -target bpf -mcpu=v3 -I/usr/include/$(shell uname -m)-linux-gnu
 BPF_OBJECTS := $(patsubst %.c,%.o,$(wildcard divhook/bpf/*.c))
 
-.PHONY: all bpf lint format test demo clean
+.PHONY: all bpf lint format test demo bench clean
 all: bpf
 
 bpf: $(BPF_OBJECTS)
@@ -30,6 +30,10 @@ test: bpf
 # Several hosts on this machine and what divhook does for their guests, as a story. DEMO="--help" lists options.
 demo: bpf
 	@$(PY) -m divhook.lab.demo $(DEMO)
+
+# Figures of the slow path. QUICK=1: under a minute.
+bench: bpf
+	@PYTHONPATH=. $(PY) bench/slowpath.py $(if $(QUICK),--quick)
 
 clean:
 	rm -f $(BPF_OBJECTS)
