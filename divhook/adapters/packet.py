@@ -146,13 +146,17 @@ class DivertSocket:
     def read(self) -> list[tuple[int, bytes]]:
         """At most BATCH frames that wait, each (mark, whole Ethernet frame); empty when none does.
 
-        Raises OSError where divbr0 is gone or down (ENETDOWN).
+        Empty too while divbr0 is down, and for good once it is gone: Links.watch tells of that.
         """
         frames: list[tuple[int, bytes]] = []
         for _ in range(BATCH):
             try:
                 data, ancillary, _, _ = self._socket.recvmsg(_FRAME_MAX, 64)
             except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:  # told once; it is heard again when the link is up again
+                    raise
                 break
             mark = next((int.from_bytes(v, sys.byteorder) for _, kind, v in ancillary if kind == _SO_MARK), 0)
             flags, gso_type, _, _, start, offset = _VNET_HEADER.unpack_from(data)

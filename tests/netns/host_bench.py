@@ -10,7 +10,7 @@ import contextlib
 import select
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from ipaddress import IPv4Network
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ SUPERNET = IPv4Network("10.0.0.0/8")
 QUEUE = 7
 GUEST_MACS = (b"\x52\x54\x00\x01\x02\x03", b"\x52\x54\x00\x04\x05\x06")
 GUEST_ADDRESSES = ("10.11.12.13", "10.11.12.14")
+HOST_MAC = b"\x52\x54\x00\x07\x08\x09"
 HOST_ADDRESS, WIRE_ADDRESS = "192.0.2.1", "192.0.2.9"
 PORT_IDS = (0x0102, 0x0304)
 MARKS = tuple(0xD1 | port << 16 for port in PORT_IDS)
@@ -49,7 +50,7 @@ class Bench:
         for namespace in (*self.guests, self.wire):
             namespace.sysctl("ipv6/conf/all/disable_ipv6", 1)
             namespace.sysctl("ipv6/conf/default/disable_ipv6", 1)
-        self.host.run(f"ip link add up0 type veth peer name w0 netns {self.wire.name}")
+        self.host.run(f"ip link add up0 address {HOST_MAC.hex(':')} type veth peer name w0 netns {self.wire.name}")
         self.host.run(f"ip addr add {HOST_ADDRESS}/24 dev up0; ip link set up0 up")
         self.wire.run(f"ip addr add {WIRE_ADDRESS}/24 dev w0; ip link set w0 up")
         self.host.run(f"ip route add default via {WIRE_ADDRESS}")
@@ -98,10 +99,17 @@ class Bench:
         self.host.run("tc qdisc del dev tap1 clsact; tc qdisc del dev tap2 clsact")
 
     def guest_sends(self, *frames: bytes, guest: int = 0) -> None:
-        with self.guests[guest].entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
-            sender.bind(("eth0", 0))
-            for frame in frames:
-                sender.send(frame)
+        _send(self.guests[guest], "eth0", frames)
+
+    def wire_sends(self, *frames: bytes) -> None:
+        _send(self.wire, "w0", frames)
+
+
+def _send(namespace: Namespace, link: str, frames: Iterable[bytes]) -> None:
+    with namespace.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
+        sender.bind((link, 0))
+        for frame in frames:
+            sender.send(frame)
 
 
 class Witness:

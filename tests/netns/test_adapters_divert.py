@@ -235,6 +235,17 @@ def test_a_frame_with_neither_mark_nor_admitted_type_stays_out_of_the_packet_soc
     assert divert.read() == []
 
 
+def test_the_packet_socket_outlives_a_bridge_that_goes_down_and_up(ruled: Bench, divert: DivertSocket) -> None:
+    ruled.host.run("ip link set divbr0 down")
+    assert divert.read() == []
+    ruled.host.run("ip link set divbr0 up")
+    frame = ethernet(ALL_ONES, GUEST_MACS[0], 0x0806, bytes(46))
+    ruled.host.run("while ! bridge link show dev tap1 | grep -q forwarding; do sleep 0.1; done")
+    ruled.guest_sends(frame)
+    assert wait_for(lambda: bool(select.select([divert], [], [], 0)[0]))
+    assert divert.read() == [(MARKS[0], BRIDGE_MAC + frame[6:])]
+
+
 def test_a_full_packet_socket_counts_what_it_lost(ruled: Bench, divert: DivertSocket) -> None:
     frame = ethernet(ALL_ONES, GUEST_MACS[0], 0x0806, bytes(1400))
     ruled.guest_sends(*[frame] * 8000)
