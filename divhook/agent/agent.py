@@ -21,7 +21,7 @@ from divhook.abi.entries import HostEntry
 from divhook.adapters.bpf import bpffs
 from divhook.adapters.bpf.programs import Programs
 from divhook.adapters.libvirt import EventKind, GuestEvent, LibvirtError, LibvirtWatch
-from divhook.adapters.links import BridgeInfo, Links, UplinkInfo
+from divhook.adapters.links import BridgeInfo, LinkError, LinkEvent, Links, UplinkInfo
 from divhook.adapters.rules import Rules, RulesWatcher
 from divhook.agent import systemd
 from divhook.agent.control import ControlServer, RequestError
@@ -43,6 +43,8 @@ from divhook.core.pipeline import Pipeline
 RECONCILE_S = 30.0
 FILES_POLL_S = 1.0
 RULES_POLL_S = 1.0
+ADOPT_DELAYS_S = (0.3, 0.7, 2.0)
+"""When to ask libvirt for the guest of a new tap. A tap of a guest that starts is known by then, through its hook."""
 HIGHEST_STAMP = "highest stamp"
 BPFFS = Path("/sys/fs/bpf")
 
@@ -106,6 +108,10 @@ class Agent:
         self._reconcile_lock = asyncio.Lock()
         self._rules_lock = asyncio.Lock()
         self._control: ControlServer | None = None
+        self._taps: set[int] = set()  # ports of the bridge that have been seen
+        self._restoring = False
+        self.ended = asyncio.Event()
+        self.failure = ""
         self._files_seen = self._file_times()
 
     # ------------------------------------------------------------------ start and stop
@@ -318,7 +324,8 @@ class Agent:
 
     def _rules_changed(self) -> None:
         assert self._rules_watcher is not None
-        if self._rules_watcher.changed():
+        if self._rules_watcher.changed() and not self._restoring:
+            self._restoring = True
             self._spawn(self._restore_rules())
 
     async def _poll_rules(self) -> None:
@@ -328,26 +335,56 @@ class Agent:
 
     async def _restore_rules(self) -> None:
         async with self._rules_lock:
+            self._restoring = False  # a change from here on asks for another look
             if not await self.rules.intact():
                 self.rules_restored += 1
                 log.warning("netfilter rules of divhook were removed or changed by somebody: restored")
                 await self.rules.ensure()
 
     async def _watch_links(self) -> None:
-        async for event in self._links.watch():
-            if event.kind == "gone":
-                await self.guests.tap_gone(event.ifindex)
-            elif event.kind == "new" and event.master_is_bridge:
+        """Taps that come and go, and the uplink."""
+        while True:
+            try:
+                async for event in self._links.watch():
+                    await self._link_event(event)
+            except (LinkError, OSError) as error:
+                log.warning("watching links: %s; beginning again", error)
+            await asyncio.sleep(1)
+            await self.reconcile()
+
+    async def _link_event(self, event: LinkEvent) -> None:
+        if event.kind == "gone":
+            self._taps.discard(event.ifindex)
+            await self.guests.tap_gone(event.ifindex)
+        elif event.master_is_bridge and event.ifindex not in self._taps:
+            self._taps.add(event.ifindex)
+            with contextlib.suppress(LinkError):  # gone again
                 await self._links.ensure_port(event.ifindex)
-                self._spawn(self._adopt_soon())
-            elif event.ifindex == self.uplink.ifindex and event.carrier:
-                self.dataplane.pipeline.discovery.carrier_up(self._loop.time())
-                self.dataplane.inject(self._loop.time(), [])
+            self._spawn(self._adopt_soon())
+        if event.name == self.uplink.name and event.kind != "gone":
+            await self._uplink_event(event)
+
+    async def _uplink_event(self, event: LinkEvent) -> None:
+        uplink = await self._links.uplink_info(self.uplink.name)
+        if (uplink.ifindex, uplink.mac, uplink.mtu) != (self.uplink.ifindex, self.uplink.mac, self.uplink.mtu):
+            self.fail(f"the uplink {uplink.name} is not what it was (index, MAC or MTU): the agent must start afresh")
+        elif event.carrier:
+            self.dataplane.pipeline.discovery.carrier_up(self._loop.time())
+            self.dataplane.inject(self._loop.time(), [])
+
+    def fail(self, why: str) -> None:
+        """Give up: the service manager starts the agent again."""
+        log.error("%s", why)
+        self.failure = why
+        self.ended.set()
 
     async def _adopt_soon(self) -> None:
         """A tap that no hook spoke of is hot-plugged: libvirt's XML has it a moment later."""
-        await asyncio.sleep(1)
-        await self.reconcile()
+        for delay_s in ADOPT_DELAYS_S:
+            await asyncio.sleep(delay_s)
+            if self._taps <= {nic.ifindex for nic in self.guests.all()}:
+                return
+            await self.reconcile()
 
     # ------------------------------------------------------------------ files
 

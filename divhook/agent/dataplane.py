@@ -15,7 +15,7 @@ from divhook.adapters.bpf.programs import Programs
 from divhook.adapters.nfqueue import DivertQueue
 from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
 from divhook.core.addressing import ALL_HOSTS_GROUP, Mac, SubnetId, group_mac
-from divhook.core.auth import Authenticator, Opened, Refused
+from divhook.core.auth import MAX_PEERS, Authenticator, Opened, Refused
 from divhook.core.census import AddressCensus, CensusEvent
 from divhook.core.dhcp import LeaseEvent
 from divhook.core.discovery import Event, TentativeObjected, TentativePassed, UnknownHost
@@ -189,6 +189,8 @@ class Dataplane:
 
     def _peer(self, pmac: Mac) -> None:
         if pmac not in self._known_peers:
+            if len(self._known_peers) >= MAX_PEERS:
+                self._known_peers.clear()  # they are told to the kernel again, whose own table forgets the oldest
             self._known_peers.add(pmac)
             self._programs.add_peer(pmac)
             log.info("peer %s proved its key", pmac.hex(":"))

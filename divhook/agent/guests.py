@@ -194,7 +194,18 @@ class Guests:
         holder = next((n for n in self._nics.values() if n.mac == wanted.mac), None)
         if holder is not None:
             raise RequestError(f"NIC {mac_text(wanted.mac)}: this MAC is used by {holder} on this host; change one")
-        return Nic(domain.name, domain.uuid, placement, wanted.mac, placement.address is not None)
+        nic = Nic(domain.name, domain.uuid, placement, wanted.mac, placement.address is not None)
+        mtu = placement.subnet.mtu_with(self._uplink_mtu)
+        if mtu > self._uplink_mtu:
+            raise RequestError(
+                f"{nic}: subnet {placement.subnet} has mtu {mtu}, but this host's uplink takes {self._uplink_mtu} "
+                "bytes; lower the one in the cell's file, or raise the other"
+            )
+        if wanted.mtu is not None and wanted.mtu > mtu:
+            raise RequestError(
+                f"{nic}: <mtu size='{wanted.mtu}'/> is more than the {mtu} of subnet {placement.subnet}; remove it"
+            )
+        return nic
 
     def _ask(self, nic: Nic) -> None:
         """Ask all hosts of the subnet for a free address, or whether anybody objects to the one that is wanted."""
@@ -428,6 +439,9 @@ class Guests:
         """libvirt does not know the guest any more: its addresses are free after their quarantine."""
         for entry in self._registry.release(guest_uuid):
             self._quarantine(entry.address)
+        lock = self._locks.get(guest_uuid)
+        if lock is not None and not lock.locked():
+            del self._locks[guest_uuid]
 
     def _quarantine(self, address: Address) -> None:
         self._registry.quarantine(address, int((time.time() + QUARANTINE_S) * 1e6))

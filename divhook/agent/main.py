@@ -50,17 +50,18 @@ def run(arguments: argparse.Namespace) -> int:
 async def _serve(paths: Paths, configuration: Configuration) -> None:
     holder = AgentHolder()
     agent = Agent(paths, configuration)
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, agent.ended.set)
     loop.add_signal_handler(signal.SIGHUP, agent.reload)
     holder.agent = agent
     try:
         await agent.start(handlers(holder))
-        await stop.wait()
+        await agent.ended.wait()
     finally:
         await agent.stop()
+    if agent.failure:
+        raise AgentError(agent.failure)
 
 
 async def teardown(configuration: Configuration) -> None:
