@@ -239,6 +239,8 @@ class Guests:
         """The taps exist: make them ports. Raises RequestError where an address was objected to meanwhile."""
         if any((domain.uuid, wanted.mac) not in self._nics for wanted in domain.nics):
             await self.prepare(domain)
+        for wanted in domain.nics:  # every answer before the first port: a refusal leaves nothing
+            await self._answered(self._nics[(domain.uuid, wanted.mac)])
         for wanted in domain.nics:
             await self._plug(self._nics[(domain.uuid, wanted.mac)], wanted)
 
@@ -246,8 +248,6 @@ class Guests:
         if nic.phase is not Phase.PREPARED:
             return
         await self._answered(nic)
-        if nic.refusal or nic.address is None:
-            raise RequestError(f"{nic}: {nic.refusal or 'no address could be chosen for it in time; try again'}")
         if wanted.target is None:
             raise RequestError(f"{nic}: libvirt names no tap for it; is the interface of type network or bridge?")
         nic.ifname = wanted.target
@@ -262,14 +262,16 @@ class Guests:
         self._reserve(nic)
 
     async def _answered(self, nic: Nic) -> None:
-        """Wait until an address is chosen, or refused."""
+        """Wait until an address is chosen. Raises RequestError where it is refused, or not chosen in time."""
         until = self._dataplane.now() + CHOICE_WAIT_S
         while nic.address is None and not nic.refusal:
             self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), until - self._dataplane.now())
             except TimeoutError:
-                return
+                break
+        if nic.refusal or nic.address is None:
+            raise RequestError(f"{nic}: {nic.refusal or 'no address could be chosen for it in time; try again'}")
 
     def _reserve(self, nic: Nic, born: int = 0) -> None:
         assert nic.address is not None
