@@ -5,7 +5,7 @@
       │ ◀── CENSUS_REPLY        bitmaps of what is active, reserved, in quarantine there; for 40 ms
       │ choose: the guest's former address, else the first free one in the order of its MAC's hash  ──▶ Chosen
       │ REQUEST for it, tentative, 3 times in 600 ms (core/discovery)
-      │ ◀── STALE               objection: Lost, and the next free address is Chosen, or Refused
+      │ ◀── STALE               objection: Lost; another census, and another address is Chosen, or Refused
       │ silence                 ──▶ Confirmed: DHCP may offer it
 
 A configured address skips the census: it is tentative at once, and Chosen if nobody objects within those 40 ms.
@@ -229,11 +229,7 @@ class AddressCensus:
             return
         self._pending[guest_id] = pending
         if fixed is None:
-            self._nonces += 1
-            self._asked[self._nonces] = guest_id
-            network = self._plan.address(subnet, 0)
-            claim = Claim(network, vmac, self._pmac, 0, 0, guest_id, 0, tentative=True)
-            self._send(MessageType.CENSUS, group_mac(subnet), network, claim, nonce=self._nonces)
+            self._ask(pending, now)
             return
         pending.phase = _Phase.FIXED
         refusal = self._unusable(fixed, pending)
@@ -278,7 +274,7 @@ class AddressCensus:
         elif pending.objections >= MAX_OBJECTIONS:
             self._refuse(pending, f"{MAX_OBJECTIONS} addresses in a row met an objection; the last: {reason}")
         else:
-            self._choose(pending, now)
+            self._ask(pending, now)  # many start at once: what they chose since the first census counts as active
 
     # --- IO
 
@@ -324,6 +320,14 @@ class AddressCensus:
                 self._events.append(Chosen(pending.guest_id, pending.address))
 
     # --- inside
+
+    def _ask(self, pending: _Pending, now: float) -> None:
+        pending.phase, pending.due_s = _Phase.CENSUS, now + CENSUS_S
+        self._nonces += 1
+        self._asked[self._nonces] = pending.guest_id
+        network = self._plan.address(pending.subnet, 0)
+        claim = Claim(network, pending.vmac, self._pmac, 0, 0, pending.guest_id, 0, tentative=True)
+        self._send(MessageType.CENSUS, group_mac(pending.subnet), network, claim, nonce=self._nonces)
 
     def _take_answer(self, message: Message, pending: _Pending) -> None:
         try:

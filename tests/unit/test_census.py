@@ -282,6 +282,22 @@ def test_two_hosts_that_choose_one_address_end_with_two(a: Host, b: Host):
     assert sum(isinstance(e, Lost) for h in (a, b) for e in h.events()) == 1
 
 
+@pytest.mark.parametrize(("hosts", "guests", "loss"), [(10, 100, 0.0), (10, 100, 0.2), (10, 253, 0.0)])
+def test_boot_storm_gives_every_guest_an_address_of_its_own(hosts: int, guests: int, loss: float):
+    """All guests of a /24 at one moment, up to the last free address."""
+    machines = [Host(number) for number in range(1, hosts + 1)]
+    rng = Random(3)
+    wire = Wire(*machines)
+    wire.lost = lambda message, to: rng.random() < loss
+    for number in range(guests):
+        vmac = bytes([0x52, 0x54, 0, 0, 1, number])
+        machines[number % hosts].census.begin(SUBNET, vmac, 1000 + number, 0.0)
+    wire.run(10.0)
+    confirmed = [e.address for machine in machines for e in machine.events() if isinstance(e, Confirmed)]
+    assert len(set(confirmed)) == len(confirmed) == guests
+    assert max(at for machine in machines for at, _ in machine.seen) < 3.0
+
+
 def test_same_guest_active_elsewhere_keeps_its_address(wire: Wire, a: Host, b: Host):
     """High availability restarts a guest whose old host lives: the claims decide which one runs, not the census."""
     own = bytes([10, 7, 9, 70])
@@ -353,12 +369,12 @@ def test_guests_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch, a: Host):
 def test_endless_objections_end_in_a_refusal(monkeypatch: pytest.MonkeyPatch, a: Host):
     monkeypatch.setattr(census, "MAX_OBJECTIONS", 2)
     a.census.begin(SUBNET, VMAC, GUEST, 0.0)
-    a.census.on_timer(1.0)
-    for _ in range(2):
+    for now in (1.0, 2.0):
+        a.census.on_timer(now)
         chosen = [e for e in a.census.events() if isinstance(e, Chosen)][-1]
-        a.discovery.withdraw(chosen.address, 1.0)
+        a.discovery.withdraw(chosen.address, now)
         holder = Claim(chosen.address, OTHER_VMAC, pmac(2), 5, 5, OTHER, 0)
-        a.census.on_tentative(TentativeObjected(chosen.address, holder), 1.0)
+        a.census.on_tentative(TentativeObjected(chosen.address, holder), now)
     events = a.census.events()
     assert [type(e) for e in events] == [Lost, Refused]
     assert "2 addresses in a row" in events[1].reason  # type: ignore[union-attr]
