@@ -96,9 +96,12 @@ def test_teardown_leaves_the_hosts_own_rules_and_nothing_else(bench: Bench, othe
 def test_a_rule_ahead_of_the_queue_can_stop_service_but_lets_nothing_by(ruled: Bench) -> None:
     """-299 drops what another raw rule has accepted before the NFQUEUE rule."""
     ruled.host.run("iptables -t raw -I PREROUTING 1 -j ACCEPT")
+    ruled.host.run("nft add table ip later; nft add chain ip later c '{ type filter hook prerouting priority -298; }'")
+    ruled.host.run("nft add rule ip later c meta mark and 0xff == 0xd1 counter")
     packet = ipv4(GUEST_ADDRESSES[0], "10.21.22.23", 17, udp(1001, 53, b"x"))
     ruled.guest_sends(ethernet(ROUTER_MAC, GUEST_MACS[0], 0x0800, packet))
     assert wait_for(lambda: "packets 1 bytes" in ruled.host.run("nft list chain ip divhook unqueued"))
+    assert "packets 0 bytes" in ruled.host.run("nft list chain ip later c")
 
 
 def test_a_restore_brings_service_back_within_a_second(ruled: Bench) -> None:

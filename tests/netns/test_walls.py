@@ -182,6 +182,18 @@ def test_each_wall_is_needed_once_the_rules_are_flushed(ruled: Bench, lose: Call
         assert wait_for(lambda: any(line.startswith(who) for line in watch.seen()))
 
 
+def test_a_port_that_lost_from_guest_passes_nothing_even_where_isolation_is_lost(ruled: Bench) -> None:
+    flush_all(ruled)
+    ruled.unmark()
+    for port in ("tap1", "tap2"):
+        ruled.host.run(f"bridge link set dev {port} isolated off flood on mcast_flood on bcast_flood on")
+    with closing(Watch(ruled)) as watch:
+        watch.seen()
+        send_everything(ruled)
+        time.sleep(0.1)
+        assert watch.seen() == []
+
+
 def test_rp_filter_refuses_a_guests_source_before_delivery_and_before_forwarding(ruled: Bench) -> None:
     ip_forward(ruled)
     flush_all(ruled)
