@@ -33,6 +33,8 @@ from divhook.core.dhcp import Lease, LeaseChange, LeaseEvent
 from divhook.core.discovery import ClaimState, Discovery, Event, Fenced, Unfenced
 from divhook.core.endpoint import MAX_PORT, Endpoint, PortState
 
+NEED_PLACE = frozenset(("prepare", "start", "migrate", "restore"))
+"""Operations that read where a guest belongs."""
 CHOICE_WAIT_S = 1.0
 """The census answers within 40 ms by its own timer; this is for an event loop that is late."""
 LAST_PORT = "last port"
@@ -147,7 +149,7 @@ class Guests:
     async def hook(self, operation: str, suboperation: str, xml: str) -> None:
         """One call of libvirt's qemu hook. Raises RequestError: what the person who starts the guest should read."""
         try:
-            domain = parse_domain(xml, network=self.configuration.host.network, bridge=self.configuration.host.bridge)
+            domain = self._parse(xml, metadata=operation in NEED_PLACE)
         except DomainError as error:
             raise RequestError(str(error)) from error
         if not domain.nics:
@@ -166,6 +168,10 @@ class Guests:
                 await self.run(domain)
             elif operation in ("stopped", "release"):
                 await self.unplug(domain.uuid)
+
+    def _parse(self, xml: str, metadata: bool = True) -> Domain:
+        host = self.configuration.host
+        return parse_domain(xml, network=host.network, bridge=host.bridge, metadata=metadata)
 
     async def prepare(self, domain: Domain, incoming: bool = False) -> None:
         """Find every NIC's place and address; start asking whether anybody objects. All or nothing."""
@@ -373,12 +379,13 @@ class Guests:
     async def adopt(self, guest: Guest) -> None:
         """A guest that runs: make sure of every NIC that it has, and forget those that it has not any more."""
         try:
-            domain = parse_domain(
-                guest.xml, network=self.configuration.host.network, bridge=self.configuration.host.bridge
-            )
+            domain = self._parse(guest.xml)
         except DomainError as error:
-            log.error("guest %s: %s", guest.name, error)
-            return
+            log.error("%s; what runs keeps its place until its next start", error)
+            try:
+                domain = self._parse(guest.xml, metadata=False)
+            except DomainError:
+                return
         async with self.lock(domain.uuid):
             present = {wanted.mac for wanted in domain.nics}
             for nic in [n for n in self._nics.values() if n.guest_uuid == domain.uuid and n.mac not in present]:
@@ -395,7 +402,7 @@ class Guests:
         if nic is not None and nic.phase is not Phase.PREPARED:
             return
         if nic is None:
-            nic = self._place(domain, wanted)
+            nic = self._place_again(domain, wanted)
             self._nics[nic.key] = nic
             try:
                 if not self._reclaim(nic):
@@ -413,6 +420,26 @@ class Guests:
             self._put(nic, PortState.FENCED)
         elif nic.phase is Phase.PLUGGED:
             self._started(nic)
+
+    def _place_again(self, domain: Domain, wanted: DomainNic) -> Nic:
+        """A restarted agent leaves a guest that runs where it is, whatever the files and its metadata say by now."""
+        reserved = self._registry.find(domain.uuid, wanted.mac)
+        subnet = self.configuration.subnet(reserved.subnet) if reserved is not None else None
+        has_port = any(entry.vmac == wanted.mac for entry in self._programs.ports().values())
+        if self.reconciled or not has_port or reserved is None or subnet is None:
+            return self._place(domain, wanted)
+        try:
+            nic = self._place(domain, wanted)
+            if nic.placement.id == reserved.subnet and nic.placement.address in (None, reserved.address):
+                return nic
+            reason = f"{nic.placement.source} now says {nic.placement.subnet}"
+        except RequestError as error:
+            reason = str(error)
+        fixed = reserved.address if reserved.fixed else None
+        placement = Placement(reserved.subnet, subnet, fixed, None, "registry")
+        nic = Nic(domain.name, domain.uuid, placement, wanted.mac, reserved.fixed)
+        log.warning("%s keeps its place in %s until its next start: %s", nic, subnet, reason)
+        return nic
 
     def _reclaim(self, nic: Nic) -> bool:
         """A restarted agent takes up address, claim and lease that the registry has for a guest that went on."""
@@ -460,6 +487,8 @@ class Guests:
             reserved = self._registry.find(*key)
             if reserved is not None and reserved.address == nic.address:
                 self._census.reserve(nic.address, nic.guest_id)
+            else:
+                self._census.release(nic.address, now, 0.0)
         if nic.port:
             self._dataplane.pipeline.ports.remove(nic.port)
             self._dataplane.pipeline.forget_port(nic.port)

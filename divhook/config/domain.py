@@ -77,10 +77,13 @@ class Domain:
         return next((n for n in self.nics if n.mac == mac), None)
 
 
-def parse_domain(xml: str | bytes, *, network: str = "divhook", bridge: str = "divbr0") -> Domain:
+def parse_domain(
+    xml: str | bytes, *, network: str = "divhook", bridge: str = "divbr0", metadata: bool = True
+) -> Domain:
     """Read a domain. network, bridge: what makes a NIC ours. Raises DomainError.
 
-    A guest with no divhook NIC gives a Domain with no nics, whatever its metadata says.
+    A guest with no divhook NIC gives a Domain with no nics, whatever its metadata says. metadata: False leaves it
+    unread, and every assignment None.
     """
     root = _parse_xml(xml)
     if root.tag != "domain":
@@ -99,7 +102,7 @@ def parse_domain(xml: str | bytes, *, network: str = "divhook", bridge: str = "d
         for mac in macs:
             if macs.count(mac) > 1:
                 raise DomainError(f"two NICs have the MAC {mac_text(mac)}: give each its own")
-        assignments = _read_metadata(root.findall(f"metadata/{{{NAMESPACE}}}guest"), macs)
+        assignments = _read_metadata(root.findall(f"metadata/{{{NAMESPACE}}}guest"), macs) if metadata else {}
         strangers = ", ".join(mac_text(m) for m in assignments if m not in macs)
         note = f"its metadata speaks of {strangers}, which is no divhook NIC of this guest" if strangers else ""
         nics = tuple(
