@@ -27,9 +27,10 @@ guests: 53 %), so the hash also gives a stride by which all addresses are visite
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import chain
 from math import gcd
 from typing import Protocol
 
@@ -157,7 +158,7 @@ class AddressCensus:
         self._active: dict[Address, int] = {}  # address -> guest id
         self._reserved: dict[Address, int] = {}
         self._static: set[Address] = set()
-        self._released: OrderedDict[Address, float] = OrderedDict()  # -> end of quarantine; first released first
+        self._released: OrderedDict[Address, tuple[float, int]] = OrderedDict()  # -> end of quarantine, guest id
         self._messages: list[Message] = []
         self._events: list[CensusEvent] = []
 
@@ -183,22 +184,29 @@ class AddressCensus:
         """The addresses that the configuration gives to guests by name or MAC: nobody else is offered one."""
         self._static = set(addresses)
 
-    def release(self, address: Address, now: float, quarantine_s: float = QUARANTINE_S) -> None:
-        """The address is free again after its quarantine: the guest is undefined, or its client sent DECLINE."""
+    def release(self, address: Address, now: float, quarantine_s: float = QUARANTINE_S, guest_id: int = 0) -> None:
+        """The address is free again after its quarantine: the guest is undefined, or its client sent DECLINE.
+
+        guest_id: of a guest that may have it back before that, here or elsewhere. Not after DECLINE.
+        """
         self._active.pop(address, None)
         self._reserved.pop(address, None)
         self._released.pop(address, None)
-        self._released[address] = now + quarantine_s
+        self._released[address] = (now + quarantine_s, guest_id)
         if len(self._released) > MAX_RELEASED:
             self._released.popitem(last=False)
 
     def taken(self, subnet: SubnetId, now: float, asker: int = 0) -> Bitmaps:
         """What is taken on this host, without what belongs to the asking guest id."""
-        reserved = [a for a, guest_id in self._reserved.items() if not asker or guest_id != asker]
+
+        def of_others(addresses: Iterable[tuple[Address, int]]) -> list[Address]:
+            return [address for address, guest_id in addresses if not asker or guest_id != asker]
+
+        waiting = [(a, guest_id) for a, (until_s, guest_id) in self._released.items() if until_s > now]
         return Bitmaps(
-            self._bits(subnet, [a for a, guest_id in self._active.items() if not asker or guest_id != asker]),
-            self._bits(subnet, [*reserved, *self._static]),
-            self._bits(subnet, [a for a, until_s in self._released.items() if until_s > now]),
+            self._bits(subnet, of_others(self._active.items())),
+            self._bits(subnet, [*of_others(self._reserved.items()), *self._static]),
+            self._bits(subnet, of_others(waiting)),
         )
 
     # --- a guest needs an address
@@ -339,7 +347,9 @@ class AddressCensus:
             pending.preferred.append(message.tpa)
 
     def _answer(self, message: Message, claim: Claim, subnet: SubnetId, now: float) -> None:
-        own = [a for a, guest_id in [*self._active.items(), *self._reserved.items()] if guest_id == claim.guest_id]
+        left = ((address, guest_id) for address, (_, guest_id) in self._released.items())
+        known = chain(self._active.items(), self._reserved.items(), left)
+        own = [address for address, guest_id in known if guest_id == claim.guest_id]
         former = next((a for a in own if self._plan.locate(a) == subnet), self._plan.address(subnet, 0))
         payloads = emit_bitmaps(self.taken(subnet, now, claim.guest_id))
         if not payloads and self._plan.assignable(former):

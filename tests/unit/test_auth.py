@@ -221,6 +221,23 @@ def test_answered_challenge_can_not_bring_back_a_dead_session_with_an_empty_wind
     assert b.open_untrusted(recorded, 0.2) == Refused(DropReason.DISCOVERY_REPLAY, "sequence 2")
 
 
+def test_challenge_to_a_group_is_not_answered(a: Authenticator, b: Authenticator):
+    """Only a keyholder could make one; nobody can make all hosts answer at once."""
+    frame = b.seal(Message(MessageType.CHALLENGE, B, GROUP, ZERO_ADDRESS, ZERO_ADDRESS), 0.0)
+    assert a.open_untrusted(frame, 0.0) == Refused(DropReason.DISCOVERY_MALFORMED, "challenge to a group")
+    assert a.frames_to_send() == []
+
+
+@pytest.mark.parametrize("floor", [b"", bytes(7), (2).to_bytes(8, "big")])
+def test_answer_to_a_challenge_without_a_sound_floor_proves_nothing(a: Authenticator, b: Authenticator, floor: bytes):
+    b.challenge(A, 0.0)
+    nonce = parse_discovery_untrusted(b.frames_to_send()[0])[0].nonce
+    answer = Message(MessageType.CHALLENGE_REPLY, A, B, ZERO_ADDRESS, ZERO_ADDRESS, None, nonce, floor)
+    result = b.open_untrusted(a.seal(answer, 0.0), 0.0)
+    assert result == Refused(DropReason.DISCOVERY_MALFORMED, "challenge reply without its floor")
+    assert not b.is_peer(A)
+
+
 def test_late_answer_to_a_challenge_is_refused(a: Authenticator, b: Authenticator):
     b.challenge(A, 0.0)
     deliver(b.frames_to_send(), a)

@@ -271,6 +271,20 @@ def test_configured_address_that_can_not_be_had_is_refused_at_once(a: Host, addr
     assert a.discovery.messages_to_send() == []
 
 
+def test_address_that_discovery_knows_of_another_local_guest_is_passed_over(wire: Wire, a: Host):
+    taken = first_choice()
+    a.discovery.activate(taken, OTHER_VMAC, OTHER, 0, None, 0.0)
+    a.census.begin(SUBNET, VMAC, GUEST, 0.0)
+    wire.run(1.0)
+    assert [type(e) for e in a.events()] == [Chosen, Confirmed]
+    assert a.events()[0].address != taken  # type: ignore[union-attr]
+
+
+def test_events_of_addresses_that_are_not_under_way_are_ignored(a: Host):
+    a.census.on_tentative(TentativePassed(bytes([10, 7, 9, 5])), 0.0)
+    assert a.census.events() == []
+
+
 def test_two_hosts_that_choose_one_address_end_with_two(a: Host, b: Host):
     wire = Wire(a, b)
     a.census.begin(SUBNET, VMAC, GUEST, 0.0)
@@ -327,6 +341,17 @@ def test_released_address_is_in_quarantine_for_ten_minutes_then_free(a: Host):
     a.census.release(bytes([10, 7, 9, 5]), 100.0)
     assert a.census.taken(SUBNET, 100.0 + census.QUARANTINE_S - 0.1) == Bitmaps(quarantined=1 << 5)
     assert a.census.taken(SUBNET, 100.0 + census.QUARANTINE_S) == Bitmaps()
+
+
+def test_guest_that_is_undefined_here_and_started_there_keeps_its_address(wire: Wire, a: Host, b: Host):
+    own = bytes([10, 7, 9, 77])
+    b.census.reserve(own, GUEST)
+    b.census.release(own, 0.0, guest_id=GUEST)
+    a.census.begin(SUBNET, VMAC, GUEST, 0.0)
+    a.census.begin(SUBNET, OTHER_VMAC, OTHER, 0.0, preferred=own)
+    wire.run(1.0)
+    assert Confirmed(GUEST, own) in a.events()
+    assert sum(isinstance(e, Confirmed) for e in a.events()) == 2
 
 
 def test_declined_address_is_not_given_to_the_same_guest_again(wire: Wire, a: Host):
