@@ -1,9 +1,12 @@
 """Discovery against hostile bytes: the parser returns or raises WireError; no altered frame is ever opened."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +67,9 @@ envelopes = st.builds(
 
 
 T = TypeVar("T")
+CORPUS = Path(__file__).parent / "corpus"
+INPUTS = sorted((CORPUS / "discovery").glob("*.bin"), key=lambda path: path.stem)
+DESCRIBED = (CORPUS / "README.md").read_text().split("## discovery\n")[1].split("\n## ")[0]
 
 
 def parsed_or_refused(parse: Callable[[bytes], T], data: bytes) -> T | None:
@@ -86,6 +92,19 @@ def mutated(frame: bytes, at: int, octets: bytes) -> bytes:
 @example(bytes(TRAILER_OFFSET) + MAGIC)
 def test_any_bytes_are_parsed_or_refused(frame: bytes):
     parsed_or_refused(parse_discovery_untrusted, frame)
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.stem)
+def test_input_of_the_corpus_ends_as_described(path: Path):
+    (outcome,) = re.findall(rf"^\| {path.stem} \| (\w+) \|", DESCRIBED, re.MULTILINE)
+    result = parsed_or_refused(parse_discovery_untrusted, path.read_bytes())
+    assert outcome == ("accepted" if result else "discovery_malformed")
+
+
+def test_corpus_is_described_whole():
+    assert sorted(re.findall(r"^\| ([a-z0-9][a-z0-9-]+) \| (?!outcome)", DESCRIBED, re.MULTILINE)) == [
+        p.stem for p in INPUTS
+    ]
 
 
 @given(messages(), envelopes, st.integers(0, 400), st.binary(max_size=12), st.integers(0, 300))
