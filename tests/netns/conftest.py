@@ -4,13 +4,17 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from bare_fixtures import bare
 from host_bench import Bench
+
+__all__ = ["bare"]
 
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     made = Bench(f"ka{os.getpid() % 10000}")
     try:
+        made.cable()
         yield made
     finally:
         made.remove()

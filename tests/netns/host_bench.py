@@ -39,11 +39,19 @@ class Bench:
     """The namespaces, and what the tests do with them."""
 
     def __init__(self, prefix: str) -> None:
-        self.host = Namespace(f"{prefix}-host")
-        self.guests = (Namespace(f"{prefix}-g1"), Namespace(f"{prefix}-g2"))
-        self.wire = Namespace(f"{prefix}-wire")
+        self._made: list[Namespace] = []
+        self.host = self._namespace(f"{prefix}-host")
+        self.guests = (self._namespace(f"{prefix}-g1"), self._namespace(f"{prefix}-g2"))
+        self.wire = self._namespace(f"{prefix}-wire")
         self.bridge = BridgeInfo(0, b"")
         self.ports: tuple[PortLink, ...] = ()
+
+    def _namespace(self, name: str) -> Namespace:
+        self._made.append(Namespace(name))
+        return self._made[-1]
+
+    def cable(self) -> None:
+        """Links and addresses."""
         for setting in ("accept_dad", "router_solicitations"):  # the host has IPv6, and keeps silent
             self.host.sysctl(f"ipv6/conf/all/{setting}", 0)
             self.host.sysctl(f"ipv6/conf/default/{setting}", 0)
@@ -64,7 +72,7 @@ class Bench:
         self.host.sysctl("bridge/bridge-nf-call-iptables", 0)
 
     def remove(self) -> None:
-        for namespace in (self.host, *self.guests, self.wire):
+        for namespace in self._made:
             namespace.remove()
 
     def on_host(self, work: Coroutine[Any, Any, _T]) -> _T:
