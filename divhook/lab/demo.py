@@ -8,6 +8,7 @@ import argparse
 import itertools
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -340,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\nThe lab stays: divhook lab --dir {options.dir} status | shell A | down")
         else:
             story.chapter("Everything is removed again")
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # takes a second or two
             lab.down()
         code = story.summary()
     return code

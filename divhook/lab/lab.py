@@ -306,8 +306,11 @@ class Lab:
 
     def start_all(self, wanted: Sequence[tuple[GuestSpec, str]]) -> list[LabGuest]:
         """Start several guests at once: (spec, host) each."""
-        with ThreadPoolExecutor(max(1, len(wanted))) as pool:
+        pool = ThreadPoolExecutor(max(1, len(wanted)))
+        try:
             return list(pool.map(lambda pair: self.start(*pair), wanted))
+        finally:  # on Ctrl-C do not wait for guests to boot: down() ends them, and with them the threads
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def guest(self, name: str) -> LabGuest:
         """A running guest, on whatever host. Raises LabError."""
