@@ -312,6 +312,9 @@ class Agent:
     async def _every_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(RECONCILE_S)
+            with contextlib.suppress(LinkError):
+                await self._links.ensure_bridge(self.configuration.host.bridge, self.uplink.mtu)
+                await self._links.ensure_blackhole(self.configuration.plan.supernet)
             await self.reconcile()
             await self._restore_rules()
             self._save_stamp()
@@ -356,7 +359,7 @@ class Agent:
         if event.kind == "gone":
             self._taps.discard(event.ifindex)
             await self.guests.tap_gone(event.ifindex)
-        elif event.master_is_bridge and event.ifindex not in self._taps:
+        elif event.became_port or (event.master_is_bridge and event.ifindex not in self._taps):
             self._taps.add(event.ifindex)
             with contextlib.suppress(LinkError):  # gone again
                 await self._links.ensure_port(event.ifindex)
