@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 
 
 class BpfError(Exception):
@@ -17,6 +18,14 @@ REMEDIES = {
     errno.ENOSYS: "this kernel is built without CONFIG_BPF_SYSCALL",
     errno.E2BIG: "the table is full, or this kernel does not know what was asked of it",
 }
+
+
+def interface_text(ifindex: int) -> str:
+    """An interface as a person knows it."""
+    try:
+        return f"interface {socket.if_indextoname(ifindex)}"
+    except OSError:
+        return f"interface number {ifindex}"
 
 
 def os_error(what: str, code: int) -> BpfError:

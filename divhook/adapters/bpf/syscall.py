@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from divhook.adapters.bpf.errors import os_error
+from divhook.adapters.bpf.errors import interface_text, os_error
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -216,7 +216,7 @@ def link_create(program_fd: int, ifindex: int) -> int:
     """Attach at the ingress of an interface, ahead of all others. The link lives as long as its descriptor or pin."""
     fd = _call(LINK_CREATE, _LinkCreateAttr(program_fd, ifindex, BPF_TCX_INGRESS, BPF_F_BEFORE, 0, 0, 0))
     if fd < 0:
-        raise os_error(f"cannot attach to interface {ifindex}", -fd)
+        raise os_error(f"cannot attach to {interface_text(ifindex)}", -fd)
     return fd
 
 

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from divhook.adapters.bpf.errors import BpfError, os_error
+from divhook.adapters.bpf.errors import BpfError, interface_text, os_error
 
 RTM_NEWQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 44, 45, 46
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -83,7 +83,7 @@ def _ensure_qdisc(ifindex: int) -> None:
         list(_request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK, body))
     except OSError as error:
         if error.errno != errno.EEXIST:  # clsact, or ingress: both carry filters
-            raise os_error(f"cannot add the clsact qdisc to interface {ifindex}", error.errno or 0) from None
+            raise os_error(f"cannot add the clsact qdisc to {interface_text(ifindex)}", error.errno or 0) from None
 
 
 def attach(program: str, program_fd: int, ifindex: int) -> None:
@@ -102,11 +102,12 @@ def attach(program: str, program_fd: int, ifindex: int) -> None:
     try:
         list(_request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_ACK, body))
     except OSError as error:
-        what = f"cannot add a tc filter to interface {ifindex}"
+        what = f"cannot add a tc filter to {interface_text(ifindex)}"
         if error.errno == errno.EINVAL:
+            interface = interface_text(ifindex).rpartition(" ")[2]
             raise BpfError(
                 f"{what}: something else holds priority {PRIORITY} there "
-                f"(`tc filter show dev {_name(ifindex)} ingress`): give it a higher number",
+                f"(`tc filter show dev {interface} ingress`): give it a higher number",
                 errno.EINVAL,
             ) from None
         raise os_error(what, error.errno or 0) from None
@@ -119,7 +120,7 @@ def detach(ifindex: int) -> None:
         list(_request(RTM_DELTFILTER, NLM_F_ACK, body))
     except OSError as error:
         if error.errno not in _GONE:
-            raise os_error(f"cannot remove the tc filter of interface {ifindex}", error.errno or 0) from None
+            raise os_error(f"cannot remove the tc filter of {interface_text(ifindex)}", error.errno or 0) from None
 
 
 def attached() -> dict[int, str]:
@@ -131,17 +132,10 @@ def attached() -> dict[int, str]:
         except OSError as error:
             if error.errno in _GONE:
                 continue
-            raise os_error(f"cannot list the tc filters of interface {ifindex}", error.errno or 0) from None
+            raise os_error(f"cannot list the tc filters of {interface_text(ifindex)}", error.errno or 0) from None
         for _, answer in answers:
             outer = _attributes(answer[_TCMSG.size :])
             name = _attributes(outer.get(TCA_OPTIONS, b"")).get(TCA_BPF_NAME, b"").rstrip(b"\0").decode()
             if outer.get(TCA_KIND) == b"bpf\0" and name.startswith(NAME_PREFIX):
                 found[ifindex] = name.removeprefix(NAME_PREFIX)
     return found
-
-
-def _name(ifindex: int) -> str:
-    try:
-        return socket.if_indextoname(ifindex)
-    except OSError:
-        return f"if{ifindex}"
