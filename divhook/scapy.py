@@ -29,7 +29,7 @@ from scapy.fields import (
     XStrFixedLenField,
 )
 from scapy.layers.l2 import ARP, Ether
-from scapy.packet import Packet, bind_layers
+from scapy.packet import Packet, bind_bottom_up, bind_layers
 from scapy.utils import PcapReader
 
 from divhook.core.keys import DEFAULT_CLUSTER, PURPOSE_DISCOVERY, KeyFileError, KeyRing, parse_key_text
@@ -107,7 +107,7 @@ def _extract_padding(self: ARP, s: bytes) -> tuple[bytes, bytes]:
 if _PADDING_ONLY.__module__ != __name__:
     ARP.extract_padding = _extract_padding  # type: ignore[method-assign]
 bind_layers(ARP, Discovery)
-bind_layers(Ether, ARP, type=ETHER_TYPE_LOCAL)
+bind_bottom_up(Ether, ARP, type=ETHER_TYPE_LOCAL)  # to decode; ARP is still built as 0x0806
 
 
 def verify(frame: bytes, keys: KeyRing, cluster: str = DEFAULT_CLUSTER) -> str:
