@@ -24,6 +24,8 @@ AGENT_SOCKET = "/run/divhook/agent.sock"
 NETWORK = "divhook"
 BRIDGE = "divbr0"
 DEADLINE_S = 5.0
+TELL_DEADLINE_S = 1.0
+"""Where the answer decides nothing: libvirt calls twice more after a refused start, and on every stop."""
 MAX_ANSWER_BYTES = 1 << 16
 MAY_REFUSE = frozenset(("prepare", "start", "migrate", "restore"))
 
@@ -84,11 +86,11 @@ def ask(request: dict[str, object], path: str, deadline_s: float) -> dict[str, o
     return value
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, deadline_s: float) -> str:
     """What a person reads when the agent could not be asked."""
     if isinstance(error, TimeoutError):
         return (
-            f"the divhook agent did not answer within {DEADLINE_S:g} s. Is it stuck? "
+            f"the divhook agent did not answer within {deadline_s:g} s. Is it stuck? "
             "See: journalctl -u divhook-agent; then: systemctl restart divhook-agent"
         )
     if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
@@ -109,16 +111,18 @@ def main(argv: list[str], stdin: bytes) -> int:
         "extra": argv[4] if len(argv) > 4 else "-",
         "xml": stdin.decode("utf-8", "replace"),
     }
+    decides = operation in MAY_REFUSE and suboperation == "begin"
+    deadline_s = DEADLINE_S if decides else TELL_DEADLINE_S
     try:
-        answer = ask(request, os.environ.get("DIVHOOK_AGENT_SOCKET", AGENT_SOCKET), DEADLINE_S)
+        answer = ask(request, os.environ.get("DIVHOOK_AGENT_SOCKET", AGENT_SOCKET), deadline_s)
     except (OSError, ValueError) as error:
-        message = explain(error)
+        message = explain(error, deadline_s)
     else:
         if answer.get("ok"):
             return 0
         message = str(answer.get("error", "the agent gave no reason"))
     print(f"divhook: guest {guest}: {message}", file=sys.stderr)
-    return 1 if operation in MAY_REFUSE and suboperation == "begin" else 0
+    return 1 if decides else 0
 
 
 if __name__ == "__main__":
