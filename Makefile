@@ -17,7 +17,7 @@ lint:
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	shellcheck -x $$(git ls-files '*.sh' scripts/bootstrap .ci/run divhook/lab/initramfs/init | sort -u)
+	shellcheck -x $$(git ls-files '*.sh' scripts/bootstrap scripts/install-host .ci/run vagrant/up vagrant/provision divhook/lab/initramfs/init | sort -u)
 
 format:
 	$(VENV)/bin/ruff format .
