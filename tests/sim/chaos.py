@@ -3,7 +3,7 @@
 from simulator import Faults, Guest, Host, World
 
 from divhook.core.addressing import AddressPlan, SubnetId
-from divhook.core.discovery import Discovery, Limits
+from divhook.core.discovery import Limits
 
 QUICK = Limits(repeat_s=5.0, fence_probe_s=2.0)
 """Split brain is bounded by the repeat interval; a shorter one only makes the runs shorter."""
@@ -14,9 +14,9 @@ PLAN = AddressPlan()
 class Chaos:
     """One run. `run` raises InvariantError with seed and log where a rule is broken."""
 
-    def __init__(self, seed: int, discovery: type[Discovery] = Discovery) -> None:
+    def __init__(self, seed: int) -> None:
         skew_s = 3600.0 if seed % 2 else 0.0
-        self.world = world = World(seed, 3 + seed % 3, QUICK, skew_s=skew_s, discovery=discovery)
+        self.world = world = World(seed, 3 + seed % 3, QUICK, skew_s=skew_s)
         rng = self.rng = world.rng
         world.faults = Faults(
             loss=rng.choice((0, 0.1, 0.2, 0.5)),
@@ -61,9 +61,12 @@ class Chaos:
         """A guest starts where no runner of it can be seen: what an HA manager makes sure of."""
         guest, host = self.rng.choice(self.guests), self.rng.choice(self.world.hosts)
         runners = [h for h in self.world.hosts if h.running.get(guest.address) == guest]
-        allowed = host.powered and host.ready and guest.address not in host.running
-        if allowed and all(other.side != host.side for other in runners):
-            self.world.start(guest, host)
+        free = host.ready and host.agent is not None and host.agent.state(guest.address) is None
+        if free and all(other.side != host.side for other in runners):
+            if self.rng.random() < 0.2:
+                self.world.start_tentatively(guest, host)
+            else:
+                self.world.start(guest, host)
 
     def _stop(self) -> None:
         running = [(a, h) for h in self.world.hosts for a in h.running]

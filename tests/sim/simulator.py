@@ -7,7 +7,7 @@ then ends all faults, and `check_quiet` demands the rest (1, 2, 6, 11, 13). A fa
 
 import heapq
 import random
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ from divhook.core.discovery import (
     Discovery,
     Found,
     Limits,
+    NeighbourChanged,
     Outcome,
     Record,
     Released,
@@ -83,6 +84,7 @@ class Host:
     running: dict[Address, Guest] = field(default_factory=dict)
     registry: tuple[list[Record], int] = field(default_factory=lambda: ([], 0))
     backups: list[tuple[list[Record], int]] = field(default_factory=list)
+    tentative: dict[Address, Guest] = field(default_factory=dict)
     accepted: dict[Address, tuple[int, Mac]] = field(default_factory=dict)  # of this session: invariant 3
     pending: dict[int, Frame] = field(default_factory=dict)  # frames that the agent holds
     side: int = 0  # of a partition
@@ -102,8 +104,9 @@ class World:
         limits: Limits | None = None,
         faults: Faults | None = None,
         skew_s: float = 0.0,
-        discovery: type[Discovery] = Discovery,
+        lean: bool = False,
     ) -> None:
+        """lean: for big worlds. No log, no checks at every step; announcements reach only those whom they concern."""
         self.seed = seed
         self.rng = random.Random(seed)
         self.limits = limits or Limits()
@@ -116,13 +119,15 @@ class World:
         self.woken_by_host: Counter[Mac] = Counter()
         self.fates: Counter[str] = Counter()
         self.watch: Callable[[Message], None] = lambda message: None
-        self._discovery = discovery
+        self.lean = lean
         self._frames = 0
         self._serial = 0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._timers: list[tuple[float, int]] = []
         self._timer_of: dict[int, float] = {}
-        self._unchecked: set[Address] = set()
+        self._members: defaultdict[Mac, Counter[int]] = defaultdict(Counter)  # group: ports by host number
+        self._concerned: defaultdict[Address, set[int]] = defaultdict(set)  # lean: hosts that ever had an entry
+        self.addresses: set[Address] = set()  # all that ever ran
         self.hosts = [
             Host(bytes((0x52, 0x54, 0, 0xEE, n >> 8, n & 255)), int(self.rng.uniform(-skew_s, skew_s) * 1e6), n)
             for n in range(hosts)
@@ -138,7 +143,7 @@ class World:
         self.note("agent starts", host)
         rng = random.Random(self.rng.getrandbits(64))
         wall_us = 1_700_000_000_000_000 + host.skew_us
-        host.agent = agent = self._discovery(host.pmac, self.plan, rng, wall_us, self.limits)
+        host.agent = agent = Discovery(host.pmac, self.plan, rng, wall_us, self.limits)
         host.ready = False
         host.accepted.clear()
         records, highest = host.registry
@@ -152,7 +157,7 @@ class World:
                 agent.reclaim(guest.address, guest.vmac, guest.guest_id, 0, self.now)
             host.ready = True
             agent.ready(self.now)
-            self._after(host)
+            self.after_call(host)
 
         if reconcile_s:
             self.at(self.now + reconcile_s, reconciled)
@@ -163,6 +168,7 @@ class World:
         """kill -9: all that is not in the registry is lost, held frames too; guests run on."""
         self.note("agent dies", host)
         host.agent, host.ready = None, False
+        host.tentative.clear()
         for frame in list(host.pending.values()):
             self._end(host, frame, "agent died")
 
@@ -180,28 +186,37 @@ class World:
     def start(self, guest: Guest, host: Host) -> Claim | None:
         """libvirt starts a guest."""
         self.note("start", guest, host)
-        host.running[guest.address] = guest
-        self._unchecked.add(guest.address)
+        self._run_guest(guest, host)
         if host.agent is None:
             return None
         claim = host.agent.activate(guest.address, guest.vmac, guest.guest_id, 0, None, self.now)
-        self._after(host)
+        self.after_call(host)
         return claim
+
+    def start_tentatively(self, guest: Guest, host: Host) -> None:
+        """A guest starts whose address the agent has chosen: the port waits until nobody objects."""
+        self.note("start tentatively", guest, host)
+        assert host.agent is not None
+        host.tentative[guest.address] = guest
+        host.agent.tentative(guest.address, guest.vmac, guest.guest_id, 0, None, self.now)
+        self.after_call(host)
 
     def stop(self, address: Address, host: Host) -> None:
         """libvirt has stopped a guest."""
         self.note("stop", address_text(address), host)
         del host.running[address]
+        self._members[group_mac(self.subnet(address))].subtract((host.number,))
         if host.agent is not None:
             host.agent.withdraw(address, self.now)
-            self._after(host)
+            self.after_call(host)
 
     def power_off(self, host: Host) -> None:
         """The whole server, guests too, and nobody is told."""
         self.note("power off", host)
         if host.agent is not None:
             self.kill_agent(host)
-        host.running.clear()
+        for address in list(host.running):
+            self.stop(address, host)
         host.powered = False
 
     def power_on(self, host: Host) -> None:
@@ -250,7 +265,7 @@ class World:
             self._to_wire(host, frame, answer.claim.host)
         elif isinstance(answer, DropReason):
             self._end(host, frame, answer.name)
-        self._after(host)
+        self.after_call(host)
         return frame
 
     # --- the clock
@@ -279,7 +294,8 @@ class World:
 
     def note(self, *what: object) -> None:
         """A line of the event log."""
-        self.log.append((self.now, *what))
+        if not self.lean:
+            self.log.append((self.now, *what))
 
     def fail(self, invariant: str, *what: object) -> None:
         """Stop, and show how it came to this."""
@@ -290,7 +306,7 @@ class World:
 
     def check_quiet(self) -> None:
         """Connected and quiet: one unfenced claim per address that runs, where it runs; all entries agree."""
-        for address in self._unchecked:
+        for address in self.addresses:
             runners = [h for h in self.hosts if address in h.running]
             free = [h for h in runners if h.agent and h.agent.state(address) is ClaimState.ACTIVE]
             if len(runners) == 1 and not free:
@@ -325,7 +341,7 @@ class World:
 
     # --- inside
 
-    def _after(self, host: Host) -> None:
+    def after_call(self, host: Host) -> None:
         """After every call: send, handle events, check."""
         agent = host.agent
         if agent is None:
@@ -334,7 +350,8 @@ class World:
             self._send(host, message)
         for event in agent.events():
             self._handle(host, event)
-        self._check_host(host)
+        if not self.lean:
+            self._check_host(host)
         timer = agent.next_timer()
         if timer is not None and timer != self._timer_of.get(host.number):
             self._timer_of[host.number] = timer
@@ -346,7 +363,7 @@ class World:
             del self._timer_of[number]
             if host.agent is not None:
                 host.agent.on_timer(self.now)
-                self._after(host)
+                self.after_call(host)
 
     def _handle(self, host: Host, event: object) -> None:
         agent = host.agent
@@ -360,11 +377,18 @@ class World:
             for frame in event.items:
                 assert isinstance(frame, Frame)
                 self._end(host, frame, fate)
-        elif isinstance(event, ClaimChanged):
+        elif isinstance(event, NeighbourChanged):
+            self._concerned[event.address].add(host.number)
+        elif isinstance(event, ClaimChanged) and not self.lean:
             host.backups = [*host.backups[-4:], host.registry]
             host.registry = (agent.records(), agent.highest_seen_stamp)
-        elif isinstance(event, TentativePassed | TentativeObjected):
-            self.note(event, host)
+        elif isinstance(event, TentativeObjected):
+            self.note("address refused", host, event.holder)
+            del host.tentative[event.address]
+        elif isinstance(event, TentativePassed):
+            self._run_guest(host.tentative.pop(event.address), host)
+            agent.confirm(event.address, self.now)
+            self.after_call(host)
 
     def _end(self, host: Host, frame: Frame, fate: str) -> None:
         host.pending.pop(frame.number, None)
@@ -401,7 +425,7 @@ class World:
                 self._end(host, frame, "delivered")
             elif isinstance(verdict, DropReason):
                 self._end(host, frame, verdict.name)
-        self._after(host)
+        self.after_call(host)
 
     def _send(self, host: Host, message: Message) -> None:
         self.sent[message.type] += 1
@@ -410,26 +434,45 @@ class World:
         claim = message.claim
         if not host.ready or message.source != host.pmac:
             self.fail("9", "an unreconciled agent says", message)
-        if claim is not None and message.type in OWN_CLAIMS:
+        if claim is not None and message.type in OWN_CLAIMS and not claim.tentative:
             guest = host.running.get(claim.address)
             if claim.host != host.pmac or guest is None or guest.guest_id != claim.guest_id:
                 self.fail("9", host, "claims what it does not run:", message)
-            if not claim.tentative and host.agent and host.agent.state(claim.address) is ClaimState.FENCED:
+            if host.agent and host.agent.state(claim.address) is ClaimState.FENCED:
                 self.fail("9", host, "claims while fenced:", message)
         self.note("send", message)
-        if message.destination[0] & 1:
-            receivers = [h for h in self.hosts if h is not host and self._admits(h, message)]
-        else:
-            receivers = [h for h in (self._by_pmac.get(message.destination),) if h is not None]
+        receivers = self._receivers(host, message)
+        if self.lean:
+            lucky = [r for r in receivers if self.rng.random() >= self.faults.loss]
+            self.at(self.now + self.rng.uniform(*self.faults.delay_s), lambda: self._receive_all(lucky, message))
+            return
         for receiver in receivers:
             for when in self._copies(host, receiver):
                 self.at(when, lambda r=receiver: self._receive(r, message))  # type: ignore[misc]
 
-    def _admits(self, host: Host, message: Message) -> bool:
-        """What the kernel lets through to the agent: joined groups, announcements that concern this host."""
-        if message.destination == ALL_HOSTS_GROUP:
-            return True
-        return any(group_mac(self.subnet(a)) == message.destination for a in host.running)
+    def _receive_all(self, receivers: list[Host], message: Message) -> None:
+        for receiver in receivers:
+            self._receive(receiver, message)
+
+    def _receivers(self, sender: Host, message: Message) -> list[Host]:
+        """Whose NIC and kernel let a message through to the agent."""
+        destination, address = message.destination, message.tpa
+        if not destination[0] & 1:
+            host = self._by_pmac.get(destination)
+            return [host] if host is not None else []
+        if destination != ALL_HOSTS_GROUP:
+            return [self.hosts[n] for n, ports in self._members[destination].items() if ports and n != sender.number]
+        if self.lean and not self._concerned[address]:
+            return []
+        others = [h for h in self.hosts if h is not sender]
+        if not self.lean:
+            return others
+        return [h for h in others if address in h.running or h.number in self._concerned[address]]
+
+    def _run_guest(self, guest: Guest, host: Host) -> None:
+        host.running[guest.address] = guest
+        self._members[group_mac(self.subnet(guest.address))][host.number] += 1
+        self.addresses.add(guest.address)
 
     def subnet(self, address: Address) -> SubnetId:
         """Of a virtual address."""
@@ -459,7 +502,7 @@ class World:
         self.woken_by_host[host.pmac] += 1
         self.note("recv", host, message)
         host.agent.receive(message, self.now)
-        self._after(host)
+        self.after_call(host)
 
     def _check_host(self, host: Host) -> None:
         agent = host.agent
@@ -468,7 +511,7 @@ class World:
             self.fail("8", host, "holds", len(host.pending), "frames")
         if len(agent.neighbours) > self.limits.neighbours:
             self.fail("8", host, "has", len(agent.neighbours), "neighbours")
-        for address in self._unchecked:
+        for address in self.addresses:
             entry = agent.neighbours.get(address)
             if entry is None or entry.claim is None:
                 continue
