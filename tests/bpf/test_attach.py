@@ -52,8 +52,9 @@ def tap(namespace: None) -> Iterator[int]:
 
 
 @pytest.fixture
-def pin_dir(bpffs: Path) -> Path:
-    return pin_dir_in(bpffs)
+def pin_dir(bpffs: Path) -> Iterator[Path]:
+    yield pin_dir_in(bpffs)
+    teardown(pin_dir_in(bpffs))
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def programs(pin_dir: Path, mode: AttachMode) -> Iterator[Programs]:
     programs = Programs.load(pin_dir, mode=mode)
     programs.configure(host_entry())
     yield programs
-    programs.teardown()
+    programs.close()
 
 
 def send_from_guest() -> None:
@@ -241,7 +242,7 @@ def tables(pin_dir: Path) -> Iterator[Programs]:
     programs = Programs.load(pin_dir)
     programs.configure(host_entry())
     yield programs
-    programs.teardown()
+    programs.close()
 
 
 def test_port_table_reads_back_what_was_written(tables: Programs) -> None:

@@ -128,6 +128,9 @@ UNTOUCHED = {
     "IPv6": wire(b"\x60" + bytes(39), f.IPV6),
     "LLDP": wire(bytes(46), 0x88CC, bytes.fromhex("0180c200000e")),
     "the host's VLANs": f.tag(wire(f.ipv4(source=f.OUTSIDE, destination=f.OUTSIDE)), 7),
+    "the host's VLANs in VLANs": f.tag(
+        f.tag(f.tag(f.tag(wire(f.ipv4(source=f.OUTSIDE, destination=f.OUTSIDE)), 7), 8), 9), 10, f.QINQ
+    ),
     "the host's ARP": wire(f.arp(f.OUTSIDE, bytes((192, 0, 2, 1)), sha=STRANGER), f.ARP, f.BROADCAST),
     "ARP cut short": wire(f.arp()[:27], f.ARP, f.BROADCAST),
     "RARP": wire(f.arp(op=3), f.RARP, f.BROADCAST),

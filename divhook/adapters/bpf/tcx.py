@@ -23,7 +23,7 @@ def attach(links: Path, program: str, program_fd: int, ifindex: int) -> None:
     if held is not None:
         try:
             # An interface that has gone leaves a dead link behind, and its index may be another's by now.
-            if syscall.link_ifindex(held) == ifindex and syscall.link_update(held, program_fd):
+            if syscall.link_update(held, program_fd):
                 return
         finally:
             os.close(held)
