@@ -146,14 +146,16 @@ def test_entry_in_use_is_refreshed_when_its_lifetime_ends(wire):
     assert entry(wire).state is NeighbourState.REACHABLE
 
 
-def test_silent_host_fails_after_three_probes_and_the_next_frame_asks_the_group(wire):
+def test_silent_host_fails_after_three_probes_in_six_seconds_and_the_next_frame_asks_the_group(wire):
     ask(wire)
     wire.settle()
     wire.run(61)
     wire.log.clear()
     wire.cut = {HOST_A}
     ask(wire)
-    wire.run(0.61)
+    wire.run(5.9)
+    assert entry(wire).state is NeighbourState.PROBE
+    wire.run(0.2)
     assert [m.type for m in wire.log] == [MessageType.PROBE] * 3
     assert entry(wire).state is NeighbourState.FAILED
     assert ask(wire) is Outcome.PENDING

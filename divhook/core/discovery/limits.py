@@ -22,6 +22,7 @@ class Limits:
     reachable_jitter: float = 0.1  # shortened by up to this share, so that refreshes spread
     probe_count: int = 3  # how often a question is asked
     probe_interval_s: float = 0.2  # between two askings, and after the last
+    refresh_interval_s: float = 2.0  # the same for a refresh: an agent may restart meanwhile, its guests run on
     negative_first_s: float = 1.0  # nobody answered: silence after the first time, then doubled
     negative_max_s: float = 30.0
     negative_memory_s: float = 60.0  # an entry that never had a claim is forgotten this long after

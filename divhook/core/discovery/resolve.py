@@ -180,7 +180,8 @@ class Resolver:
         entry.step(NeighbourEvent.USED)
         key = ("refresh", entry.address)
         host = entry.claim.host
-        self._questions.ask(key, entry.address, host, self._refreshed, self._unanswered, now, entry.asker)
+        wait_s = self._limits.refresh_interval_s
+        self._questions.ask(key, entry.address, host, self._refreshed, self._unanswered, now, entry.asker, wait_s)
 
     def _lapse(self, entry: Neighbour, now: float) -> None:
         """Lifetime of a REACHABLE entry is over, or the memory of a FAILED one."""

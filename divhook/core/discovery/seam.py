@@ -92,6 +92,7 @@ class Question:
     left: int
     on_answer: Callable[["Question", Message, float], None]
     on_silence: Callable[["Question", float], None]
+    interval_s: float
     about: Claim | None = None  # the claim that the question is about
     tentative: Claim | None = None  # the statement to send along, instead of the active claim of spa
 
@@ -120,10 +121,14 @@ class Questions:
         on_silence: Callable[[Question, float], None],
         now: float,
         spa: Address = ZERO_ADDRESS,
+        interval_s: float | None = None,
         about: Claim | None = None,
         tentative: Claim | None = None,
     ) -> None:
-        """Ask peer (a host or a group) for address now, and again until an answer closes it; replaces the key's."""
+        """Ask peer (a host or a group) for address now, and again until an answer closes it; replaces the key's.
+
+        interval_s: between two askings; probe_interval_s by default.
+        """
         self.close(key)
         nonce = self._seam.rng.getrandbits(64) | 1
         question = Question(
@@ -135,6 +140,7 @@ class Questions:
             self._seam.limits.probe_count,
             on_answer,
             on_silence,
+            self._seam.limits.probe_interval_s if interval_s is None else interval_s,
             about,
             tentative,
         )
@@ -165,5 +171,5 @@ class Questions:
         claim = question.tentative or self._seam.active.get(question.spa)
         spa = question.spa if claim else ZERO_ADDRESS
         self._seam.send(Message(kind, self._seam.pmac, question.peer, spa, question.address, claim, question.nonce))
-        when = now + self._seam.limits.probe_interval_s
+        when = now + question.interval_s
         self._seam.timers.set(question.nonce, when, lambda at: self._again(question, at))
