@@ -15,7 +15,9 @@ A frame says something new when three things hold:
 
    Nonces never repeat and can't be guessed without the key, so whoever echoes one under a tag has made that frame
    after we made the nonce: the session it names was live then. This holds for any answer, not for CHALLENGE_REPLY
-   alone. A cold resolution between two hosts that never met costs one extra round trip, once per agent start.
+   alone. It replaces a session that we know only if the nonce was made after that one had been proven: so a session
+   once superseded never comes back, however long its answers were held back. A cold resolution between two hosts that
+   never met costs one extra round trip, once per agent start.
 
 3. *It is new within the session*: a window of 64 sequence numbers, and a floor. The floor closes the gap that the
    window leaves for a session just met: of its earlier frames, any of the last 64 might be a recording, hours old if
@@ -54,7 +56,7 @@ FRESH_S = 3.0
 HELD_LIFETIME_S = FRESH_S
 """How long a frame is held for the answer to a challenge."""
 CHALLENGE_INTERVAL_S = 1.0
-"""A host is challenged once in this time, whatever it or anyone in its name sends."""
+"""A host is challenged once in this time, whatever it or anyone in its name sends. Later answers are refused."""
 NONCE_LIFETIME_S = 3.0
 """How long the echo of a question's nonce proves a session."""
 MAX_PEERS = 16_384
@@ -102,12 +104,13 @@ class Held:
 
 
 class _Peer:
-    """A proven session: which of its sequence numbers have been seen."""
+    """A proven session: when it was proven, and which of its sequence numbers have been seen."""
 
-    __slots__ = ("_seen", "_top", "floor", "key", "session")
+    __slots__ = ("_seen", "_top", "floor", "key", "proven_s", "session")
 
-    def __init__(self, session: int, sequence: int, floor: int, key: bytes) -> None:
+    def __init__(self, session: int, sequence: int, floor: int, key: bytes, now: float) -> None:
         self.session = session
+        self.proven_s = now
         self.floor = floor
         self.key = key
         self._top = sequence
@@ -136,7 +139,7 @@ class _Peer:
 class _Question:
     asked: int  # the nonce that our own core knows
     destination: Mac
-    until_s: float
+    made_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,7 @@ class Authenticator:
         self._nonces_made = 0
         self._nonce_key = keys.sending.derive(_PURPOSE_NONCE, cluster)
         self._peers: dict[Mac, _Peer] = {}  # least recently heard first
-        self._challenges: dict[Mac, tuple[int, float]] = {}  # pmac -> (nonce, 0 once answered; until); oldest first
+        self._challenges: dict[Mac, tuple[int, float]] = {}  # pmac -> (nonce, until), oldest first
         self._questions: dict[int, _Question] = {}  # by nonce on the wire, oldest first
         self._held: dict[Mac, _Waiting] = {}
         self._held_total = 0
@@ -250,9 +253,10 @@ class Authenticator:
         if message.type is MessageType.CHALLENGE_REPLY:
             return self._take_challenge_reply(message, envelope, key, now)
         if not known:
-            if not self._proves(message, now):
+            question = self._question(message, now)
+            if question is None or not self._is_later(message.source, question.made_s):
                 return self._hold(message, envelope, now)
-            self._learn(message.source, _Peer(envelope.session, envelope.sequence, envelope.sequence, key))
+            self._learn(message.source, _Peer(envelope.session, envelope.sequence, envelope.sequence, key, now))
         return Opened((self._restored(message, now),))
 
     def is_peer(self, pmac: Mac) -> bool:
@@ -309,22 +313,28 @@ class Authenticator:
     def _ask(self, message: Message, now: float) -> int:
         while self._questions:
             oldest = next(iter(self._questions))
-            if len(self._questions) < MAX_NONCES and self._questions[oldest].until_s > now:
+            if len(self._questions) < MAX_NONCES and now < self._questions[oldest].made_s + NONCE_LIFETIME_S:
                 break
             del self._questions[oldest]
         nonce = self._fresh_nonce()
-        self._questions[nonce] = _Question(message.nonce, message.destination, now + NONCE_LIFETIME_S)
+        self._questions[nonce] = _Question(message.nonce, message.destination, now)
         return nonce
 
     def _question(self, message: Message, now: float) -> _Question | None:
         """The question of ours that this answer echoes, if it is still open and was put to this host."""
         question = self._questions.get(message.nonce) if message.type in ANSWERS else None
-        if question is None or question.until_s <= now:
+        if question is None or now >= question.made_s + NONCE_LIFETIME_S:
             return None
         return question if question.destination[0] & 1 or question.destination == message.source else None
 
-    def _proves(self, message: Message, now: float) -> bool:
-        return self._question(message, now) is not None
+    def _is_later(self, pmac: Mac, nonce_made_s: float) -> bool:
+        """Whether the echo of a nonce shows a session that is later than the one we know of this host.
+
+        The session we know was alive before we proved it. So one that echoes a nonce made after that is later; of an
+        older nonce we can't tell, and the echo may be of a session that has ended since, held back by an attacker.
+        """
+        peer = self._peers.get(pmac)
+        return peer is None or nonce_made_s > peer.proven_s
 
     def _restored(self, message: Message, now: float) -> Message:
         """The answer with the nonce that the core gave the question; 0 where it answers none of ours."""
@@ -391,15 +401,16 @@ class Authenticator:
     def _take_challenge_reply(self, message: Message, envelope: Envelope, key: bytes, now: float) -> Opened | Refused:
         pmac = message.source
         nonce, until_s = self._challenges.get(pmac, (0, 0.0))
-        if nonce == 0 or message.nonce != nonce or until_s <= now or message.destination != self._pmac:
+        if message.nonce != nonce or until_s <= now or message.destination != self._pmac:
             return Refused(DropReason.DISCOVERY_REPLAY, "answer to no open challenge")
         floor = int.from_bytes(message.payload, "big")
         if len(message.payload) != 8 or floor > envelope.sequence:
             return Refused(DropReason.DISCOVERY_MALFORMED, "challenge reply without its floor")
-        self._challenges[pmac] = (0, until_s)
         peer = self._peers.get(pmac)
         if peer is None or peer.session != envelope.session:
-            peer = _Peer(envelope.session, envelope.sequence, floor, key)
+            if not self._is_later(pmac, until_s - CHALLENGE_INTERVAL_S):
+                return Refused(DropReason.DISCOVERY_REPLAY, "challenge older than the session that is known")
+            peer = _Peer(envelope.session, envelope.sequence, floor, key, now)
             self._learn(pmac, peer)
         peer.floor = min(peer.floor, floor)
         waiting = self._held.pop(pmac, None)

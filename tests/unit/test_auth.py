@@ -221,6 +221,33 @@ def test_answered_challenge_can_not_bring_back_a_dead_session_with_an_empty_wind
     assert b.open_untrusted(recorded, 0.2) == Refused(DropReason.DISCOVERY_REPLAY, "sequence 2")
 
 
+def probe_of_a(b: Authenticator, now: float) -> Message:
+    """B asks A for its address; the question as A gets it."""
+    probe = Message(MessageType.PROBE, B, A, ADDRESS_B, ADDRESS_A, claim(ADDRESS_B, B))
+    return parse_discovery_untrusted(b.seal(probe, now))[0]
+
+
+def test_answer_to_a_challenge_held_back_does_not_bring_back_a_superseded_session(a: Authenticator, b: Authenticator):
+    b.challenge(A, 0.0)
+    deliver(b.frames_to_send(), a)
+    (held_back,) = a.frames_to_send()
+    restarted = host(A, 0xA2)
+    assert len(deliver([restarted.seal(reply_to(probe_of_a(b, 0.1), A), 0.1)], b, 0.1)) == 1
+    refused = Refused(DropReason.DISCOVERY_REPLAY, "challenge older than the session that is known")
+    assert b.open_untrusted(held_back, 0.2) == refused
+    assert len(deliver([restarted.seal(announce(), 0.2)], b, 0.2)) == 1
+
+
+def test_echo_held_back_does_not_bring_back_a_superseded_session(a: Authenticator, b: Authenticator):
+    held_back = a.seal(reply_to(probe_of_a(b, 0.0), A), 0.0)
+    restarted = host(A, 0xA2)
+    introduce(b, restarted, A, 0.1)
+    assert b.open_untrusted(held_back, 1.2) == Held()
+    deliver(b.frames_to_send(), restarted, 1.2)
+    assert deliver(restarted.frames_to_send(), b, 1.2) == []
+    assert len(deliver([restarted.seal(announce(), 1.2)], b, 1.2)) == 1
+
+
 def test_challenge_to_a_group_is_not_answered(a: Authenticator, b: Authenticator):
     """Only a keyholder could make one; nobody can make all hosts answer at once."""
     frame = b.seal(Message(MessageType.CHALLENGE, B, GROUP, ZERO_ADDRESS, ZERO_ADDRESS), 0.0)
