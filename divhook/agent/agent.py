@@ -274,9 +274,11 @@ class Agent:
             for uuid in {r.guest_uuid for r in self.registry.reservations()} - known:
                 self.guests.undefined(uuid)
             ports = {n.ifindex for n in self.guests.all()}
-            for ifindex in set(self.programs.ports()) - ports:
-                self.programs.detach_port(ifindex)
-                self.programs.remove_port(ifindex)
+            for ifindex, entry in self.programs.ports().items():
+                if ifindex not in ports:
+                    self.programs.detach_port(ifindex)
+                    self.programs.remove_port(ifindex)
+                    self.programs.forget_port_counters(entry.port_id)
             if not self.guests.reconciled:
                 self.guests.reconciled = True
                 self.guests.restore_leases()

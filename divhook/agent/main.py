@@ -10,7 +10,7 @@ from pathlib import Path
 
 from divhook.adapters.bpf import bpffs
 from divhook.adapters.bpf.errors import BpfError
-from divhook.adapters.bpf.programs import Programs
+from divhook.adapters.bpf.programs import teardown as bpf_teardown
 from divhook.adapters.links import LinkError, Links
 from divhook.adapters.rules import Rules, RulesError
 from divhook.agent import systemd
@@ -67,8 +67,7 @@ async def _serve(paths: Paths, configuration: Configuration) -> None:
 async def teardown(configuration: Configuration) -> None:
     """Remove programs, maps, rules, route and bridge. Guests that run lose their network; libvirt is not touched."""
     host, plan = configuration.host, configuration.plan
-    if bpffs.pin_dir_in(BPFFS).exists():
-        Programs.load(bpffs.pin_dir_in(BPFFS)).teardown()
+    bpf_teardown(bpffs.pin_dir_in(BPFFS))
     await Rules(host.queue, host.bridge).teardown()
     links = Links(host.bridge)
     await links.open()
