@@ -242,10 +242,11 @@ class Agent:
             self._spawn(self._forget_undefined(event.guest_uuid))
 
     async def _stopped(self, guest_uuid: str) -> None:
+        seen_s = self._loop.time()
         guest = await self.libvirt.guest(guest_uuid)
         if guest is None or not guest.running:
             async with self.guests.lock(guest_uuid):
-                await self.guests.unplug(guest_uuid)
+                await self.guests.unplug(guest_uuid, seen_s)
         if guest is None:
             self.guests.undefined(guest_uuid)
 

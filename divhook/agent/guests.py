@@ -13,6 +13,7 @@ restarted agent that finds guests running. Each step is safe to repeat.
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -454,9 +455,9 @@ class Guests:
         self._census.hold(nic.address, nic.guest_id)
         return True
 
-    async def unplug(self, guest_uuid: str) -> None:
-        """The guest is not here any more. Its reservations stay."""
-        for nic in [n for n in self._nics.values() if n.guest_uuid == guest_uuid]:
+    async def unplug(self, guest_uuid: str, seen_s: float = math.inf) -> None:
+        """The guest was not here any more at seen_s; its next start may have begun since. Its reservations stay."""
+        for nic in [n for n in self._nics.values() if n.guest_uuid == guest_uuid and n.asked_s <= seen_s]:
             await self._forget(nic.key)
 
     async def tap_gone(self, ifindex: int) -> None:
@@ -484,6 +485,7 @@ class Guests:
         self._census.cancel(nic.guest_id, now)
         if nic.address is not None:
             self._discovery.withdraw(nic.address, now, gone=nic.phase is Phase.RUNNING)
+            self._registry.save_lease(nic.address, None)
             reserved = self._registry.find(*key)
             if reserved is not None and reserved.address == nic.address:
                 self._census.reserve(nic.address, nic.guest_id)
