@@ -82,6 +82,8 @@ def read_key(configuration: Configuration) -> KeyRing:
         ) from None
     except KeyFileError as error:
         raise AgentError(str(error)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise AgentError(f"{path}: the cluster key cannot be read: {error}") from error
 
 
 class Agent:
@@ -205,6 +207,8 @@ class Agent:
                 await work
             except asyncio.CancelledError:
                 raise
+            except LibvirtError as error:  # its return is an event, and that reconciles
+                log.warning("%s", error)
             except Exception:
                 log.exception("a task of the agent ended with a bug; please report it with this trace")
 
@@ -424,7 +428,7 @@ class Agent:
         self.config_error = ""
         self.configuration = configuration
         self.guests.configure(configuration)
-        self.dataplane.authenticator.replace_keys(keys)
+        self.dataplane.replace_keys(keys)
         topology = self.dataplane.pipeline.topology
         fresh = topology_of(configuration, self.uplink.mtu)
         topology.clear()

@@ -20,6 +20,7 @@ from divhook.core.census import AddressCensus, CensusEvent
 from divhook.core.dhcp import LeaseEvent
 from divhook.core.discovery import Event, TentativeObjected, TentativePassed, UnknownHost
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState
+from divhook.core.keys import KeyRing
 from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.pipeline import Pipeline
 from divhook.core.reasons import DropReason
@@ -194,6 +195,14 @@ class Dataplane:
             self._known_peers.add(pmac)
             self._programs.add_peer(pmac)
             log.info("peer %s proved its key", pmac.hex(":"))
+
+    def replace_keys(self, keys: KeyRing) -> None:
+        """Take a changed key file: hosts that proved themselves with a key that is gone are strangers again."""
+        self.authenticator.replace_keys(keys)
+        for pmac in [p for p in self._known_peers if not self.authenticator.is_peer(p)]:
+            self._known_peers.discard(pmac)
+            self._programs.remove_peer(pmac)
+            self.pipeline.discovery.forget_peer(pmac)
 
     def inject(self, now: float, outputs: list[Output]) -> None:
         """Outputs that the agent itself caused."""

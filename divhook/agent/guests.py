@@ -468,14 +468,15 @@ class Guests:
     def undefined(self, guest_uuid: str) -> None:
         """libvirt does not know the guest any more: its addresses are free after their quarantine."""
         for entry in self._registry.release(guest_uuid):
-            self._quarantine(entry.address)
+            self._quarantine(entry.address, guest_id_of(entry.guest_uuid, entry.mac))
         lock = self._locks.get(guest_uuid)
         if lock is not None and not lock.locked():
             del self._locks[guest_uuid]
 
-    def _quarantine(self, address: Address) -> None:
+    def _quarantine(self, address: Address, guest_id: int = 0) -> None:
+        """guest_id: of the guest that had it and may have it back at once, as one that is defined again elsewhere."""
         self._registry.quarantine(address, int((time.time() + QUARANTINE_S) * 1e6))
-        self._census.release(address, self._dataplane.now())
+        self._census.release(address, self._dataplane.now(), guest_id=guest_id)
 
     async def _forget(self, key: tuple[str, Mac]) -> None:
         nic = self._nics.pop(key, None)

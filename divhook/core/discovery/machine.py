@@ -147,6 +147,10 @@ class Discovery:
         local = self._claims.get(source) is not None
         return self._checks.check(pmac, source, target, now, held, local, pmac in self._peers)
 
+    def forget_peer(self, pmac: Mac) -> None:
+        """The host lost its key: its data frames are a stranger's from now on, where no entry names it."""
+        self._peers.pop(pmac, None)
+
     def not_held(self, pmac: Mac, address: Address, now: float) -> None:
         """A frame from pmac came for an address that is not active here: tell that host, if it is a peer."""
         if pmac in self._peers and address not in self._seam.active:
