@@ -186,6 +186,18 @@ def test_packet_whose_source_was_confirmed_but_starts_here_before_delivery_is_no
     assert net.a.pipeline.collect(net.now) == [Drop(R.UNVERIFIED, 0, VALID)]
 
 
+def test_packet_whose_source_was_confirmed_but_is_anothers_before_delivery_is_not_delivered(net):
+    assert net.a.pipeline.from_wire(wire(VALID), net.now) == []
+    for message in net.a.discovery.messages_to_send():
+        net.b.discovery.receive(message, net.now)
+    for message in net.b.discovery.messages_to_send():
+        net.a.discovery.receive(message, net.now)
+    net.c.discovery.activate(FAR.address, FAR.vmac, FAR.port, 0, None, net.now + 1)
+    for message in net.c.discovery.messages_to_send():
+        net.a.discovery.receive(message, net.now)
+    assert net.a.pipeline.collect(net.now) == [Drop(R.UNVERIFIED, 0, VALID)]
+
+
 # --- not here
 
 
