@@ -139,6 +139,10 @@ class BareBench:
     def guest(self, name: str) -> BareGuest:
         return self.lab.bare[name]
 
+    def address(self, name: str) -> str:
+        """Of a guest; what is no guest's name is taken for an address."""
+        return str(self.guest(name).spec.address) if name in self.lab.bare else name
+
     # frames
 
     def send(self, of: Namespaces, link: str, *frames: bytes) -> None:
@@ -226,12 +230,12 @@ class BareBench:
     ) -> "Ping":
         """From a guest to another's address."""
         words = ("ping", "-n", "-c", str(count), "-i", str(interval_s), "-s", str(size), "-W", str(wait_s))
-        return Ping(self.guest(source).exec(*words, ADDRESS.get(target, target), check=False).stdout)
+        return Ping(self.guest(source).exec(*words, self.address(target), check=False).stdout)
 
     @contextmanager
     def steady_ping(self, source: str, target: str, seconds: float, interval_s: float = 0.1) -> Iterator["SteadyPing"]:
         """A ping that runs while the body does; its figures come after."""
-        running = SteadyPing(self.guest(source), ADDRESS[target], seconds, interval_s)
+        running = SteadyPing(self.guest(source), self.address(target), seconds, interval_s)
         try:
             yield running
         finally:
