@@ -89,6 +89,8 @@ class Neighbour:
     confirmed_s: float = float("-inf")
     retry_at_s: float = float("-inf")  # FAILED: no question before this
     negative_s: float = 0.0  # FAILED: length of that wait, doubling
+    due_s: float = float("inf")  # end of a REACHABLE entry's lifetime, or of a FAILED one's memory
+    queued_s: float = float("inf")  # when the owner of the table looks at due_s
     asker: Address = ZERO_ADDRESS  # local endpoint on whose behalf the group is asked
     held: list[object] = field(default_factory=list)
 

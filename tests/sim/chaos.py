@@ -44,6 +44,8 @@ class Chaos:
             (self._partition, 1),
             (self._agent_dies, 0.7),
             (self._agent_returns, 1.5),
+            (self._carrier, 0.5),
+            (self._operator, 0.3),
             (self._registry, 0.5),
             (self._power, 0.7),
             strict=True,
@@ -110,6 +112,19 @@ class Chaos:
                 self.world.power_off(host)
         else:
             self.world.power_on(host)
+
+    def _carrier(self) -> None:
+        host = self._any_host()
+        if host.agent is not None:
+            host.agent.carrier_up(self.world.now)
+            self.world.after_call(host)
+
+    def _operator(self) -> None:
+        """Decides for a fenced copy, or changes the identity of an active one."""
+        host = self._any_host()
+        for guest in host.running.values():
+            if host.ready:
+                self.world.activate(guest, host, identity=self.rng.randrange(4))
 
     def _any_host(self) -> Host:
         return self.rng.choice(self.world.hosts)

@@ -189,7 +189,13 @@ class World:
         self._run_guest(guest, host)
         if host.agent is None:
             return None
-        claim = host.agent.activate(guest.address, guest.vmac, guest.guest_id, 0, None, self.now)
+        return self.activate(guest, host)
+
+    def activate(self, guest: Guest, host: Host, identity: int = 0) -> Claim:
+        """The agent claims a guest that runs: it started, its identity changed, or an operator lifts its fence."""
+        self.note("activate", guest, host)
+        assert host.agent is not None
+        claim = host.agent.activate(guest.address, guest.vmac, guest.guest_id, identity, None, self.now)
         self.after_call(host)
         return claim
 

@@ -1,3 +1,5 @@
+"""Random worlds. DIVHOOK_SIM_RUNS=20000 makes a long run of it (a hundred runs take about a second)."""
+
 import os
 
 import pytest

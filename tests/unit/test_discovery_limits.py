@@ -1,5 +1,5 @@
 from divhook.core.discovery.limits import HoldBudget, Spacing, TokenBucket
-from divhook.core.discovery.timers import Timers
+from divhook.core.discovery.timers import Timers, Wheel
 from divhook.core.reasons import DropReason
 
 
@@ -94,3 +94,28 @@ def test_postponing_a_timer_again_and_again_does_not_grow_the_heap():
     for n in range(10_000):
         timers.set("key", 100.0 + n, lambda now: None)
     assert len(timers._heap) == 1
+
+
+def test_wheel_runs_items_in_the_tick_after_their_time_with_one_timer_per_tick():
+    timers, ran = Timers(), []
+    wheel = Wheel(timers, 0.1, lambda item, now: ran.append((item, now)))
+    for item, when in ((b"a", 5.02), (b"b", 5.31), (b"c", 5.04)):
+        wheel.add(item, when)
+    assert len(timers) == 2
+    run(timers, 5.01)
+    assert ran == []
+    run(timers, 5.11, 5.2, 5.41)
+    assert ran == [(b"a", 5.11), (b"c", 5.11), (b"b", 5.41)]
+
+
+def test_wheel_does_not_spin_on_an_item_that_is_added_again_for_the_same_time():
+    timers, ran = Timers(), []
+
+    def again(item: bytes, now: float) -> None:
+        ran.append(now)
+        wheel.add(item, 5.0)
+
+    wheel = Wheel(timers, 0.1, again)
+    wheel.add(b"a", 5.0)
+    run(timers, 5.15)
+    assert ran == [5.15]

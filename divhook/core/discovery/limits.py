@@ -19,6 +19,7 @@ class Limits:
     """Defaults are for a LAN. `_s` are seconds."""
 
     reachable_s: float = 60.0  # a confirmed entry is trusted this long
+    tick_s: float = 0.1  # to which its end is looked for
     reachable_jitter: float = 0.1  # shortened by up to this share, so that refreshes spread
     probe_count: int = 3  # how often a question is asked
     probe_interval_s: float = 0.2  # between two askings, and after the last
@@ -26,7 +27,7 @@ class Limits:
     negative_first_s: float = 1.0  # nobody answered: silence after the first time, then doubled
     negative_max_s: float = 30.0
     negative_memory_s: float = 60.0  # an entry that never had a claim is forgotten this long after
-    neighbours: int = 65536  # about 500 bytes each
+    neighbours: int = 65536  # about 700 bytes each
 
     misses_per_s_port: float = 20.0  # new questions to a group, per port; bursts of as many
     misses_per_s_host: float = 50.0

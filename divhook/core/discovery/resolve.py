@@ -10,9 +10,12 @@ from divhook.core.addressing import Address, group_mac
 from divhook.core.discovery.events import NeighbourChanged, Outcome, Released, Resolution, Unreachable
 from divhook.core.discovery.limits import HoldBudget, TokenBucket
 from divhook.core.discovery.seam import Question, Questions, Seam
+from divhook.core.discovery.timers import Wheel
 from divhook.core.neighbor import Found, Neighbour, NeighbourEvent, NeighbourState, NeighbourTable
 from divhook.core.reasons import DropReason
 from divhook.core.wire.discovery import Claim, Message, MessageType
+
+_NEVER = float("inf")
 
 
 class Resolver:
@@ -25,6 +28,7 @@ class Resolver:
         self._limits = seam.limits
         self.table = NeighbourTable(self._limits.neighbours)
         self.on_confirmed: Callable[[Claim, float], None] = lambda claim, now: None
+        self._wheel = Wheel(seam.timers, self._limits.tick_s, self._tick)
         self._host_misses = TokenBucket(self._limits.misses_per_s_host, self._limits.misses_per_s_host)
         self._port_misses: dict[int, TokenBucket] = {}  # at most one per port id: 65,535
 
@@ -52,7 +56,7 @@ class Resolver:
         entry.step(NeighbourEvent.USED)
         entry.asker = asker
         self.table.used(entry, now)
-        self._seam.timers.cancel(("entry", address))
+        entry.due_s = _NEVER
         outcome = self._hold.add(entry.held, held) or Outcome.PENDING
         self._questions.ask(
             ("resolve", address), address, group_mac(subnet), self._resolved, self._unresolved, now, asker
@@ -87,7 +91,7 @@ class Resolver:
                 return False
         entry.confirmed_s = now
         lifetime_s = self._limits.reachable_s * (1 - self._limits.reachable_jitter * self._seam.rng.random())
-        self._seam.timers.set(("entry", claim.address), now + lifetime_s, lambda at: self._lapse(entry, at))
+        self._due(entry, now + lifetime_s)
         self._learn(entry, claim, NeighbourEvent.CONFIRMED)
         self.on_confirmed(claim, now)
         return True
@@ -98,7 +102,7 @@ class Resolver:
         if entry is None or claim.host == self._seam.pmac or (entry.claim and claim.order <= entry.claim.order):
             return False
         in_use = bool(entry.held) or entry.used_s > now - self._limits.reachable_s
-        self._seam.timers.cancel(("entry", claim.address))
+        entry.due_s = _NEVER
         self._learn(entry, claim, NeighbourEvent.HINTED)
         if in_use:
             self._refresh(entry, now)
@@ -131,7 +135,6 @@ class Resolver:
             return ()
         self._questions.close(("resolve", address))
         self._questions.close(("refresh", address))
-        self._seam.timers.cancel(("entry", address))
         self._seam.events.append(NeighbourChanged(address, entry.claim, None))
         return self._hold.drain(entry.held)
 
@@ -183,9 +186,22 @@ class Resolver:
         wait_s = self._limits.refresh_interval_s
         self._questions.ask(key, entry.address, host, self._refreshed, self._unanswered, now, entry.asker, wait_s)
 
-    def _lapse(self, entry: Neighbour, now: float) -> None:
-        """Lifetime of a REACHABLE entry is over, or the memory of a FAILED one."""
-        if entry.state is NeighbourState.FAILED:
+    def _due(self, entry: Neighbour, when: float) -> None:
+        entry.due_s = when
+        if when < entry.queued_s:
+            entry.queued_s = when
+            self._wheel.add(entry.address, when)
+
+    def _tick(self, address: Address, now: float) -> None:
+        """Lifetime of a REACHABLE entry is over, or the memory of a FAILED one; or it has got a later end since."""
+        entry = self.table.get(address)
+        if entry is None:
+            return
+        entry.queued_s = _NEVER
+        if entry.due_s > now:
+            if entry.due_s < _NEVER:
+                self._due(entry, entry.due_s)
+        elif entry.state is NeighbourState.FAILED:
             self.forget(entry.address)
         elif entry.state is NeighbourState.REACHABLE:
             if entry.used_s > entry.confirmed_s:
@@ -212,7 +228,7 @@ class Resolver:
         """A usable entry fails: the next frame asks the group at once."""
         entry.step(event)
         entry.retry_at_s = now
-        self._seam.timers.cancel(("entry", entry.address))
+        entry.due_s = _NEVER
         self._seam.events.append(NeighbourChanged(entry.address, entry.claim, entry.state))
 
     def _unresolved(self, question: Question, now: float) -> None:
@@ -222,7 +238,6 @@ class Resolver:
         entry.negative_s = min(max(entry.negative_s * 2, self._limits.negative_first_s), self._limits.negative_max_s)
         entry.retry_at_s = now + entry.negative_s
         if entry.claim is None:
-            when = entry.retry_at_s + self._limits.negative_memory_s
-            self._seam.timers.set(("entry", entry.address), when, lambda at: self._lapse(entry, at))
+            self._due(entry, entry.retry_at_s + self._limits.negative_memory_s)
         items = self._hold.drain(entry.held)
         self._seam.events.append(Unreachable(entry.address, items, DropReason.NO_SUCH_ENDPOINT))

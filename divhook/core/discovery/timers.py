@@ -55,3 +55,27 @@ class Timers:
         self._serial += 1
         self._queued_s[key] = when
         heapq.heappush(self._heap, (when, self._serial, key))
+
+
+class Wheel:
+    """Deadlines of many items, late by up to tick_s, at 8 bytes each: one timer per tick that has any."""
+
+    def __init__(self, timers: Timers, tick_s: float, action: Callable[[bytes, float], None]) -> None:
+        self._timers = timers
+        self._tick_s = tick_s
+        self._action = action
+        self._slots: dict[int, list[bytes]] = {}
+        self._last = 0  # slot that ran last: an action that adds again gets a later one, whatever the rounding
+
+    def add(self, item: bytes, when: float) -> None:
+        """Call action(item, now) soon after `when`. Not to be cancelled: the action looks whether it still matters."""
+        slot = max(int(when / self._tick_s), self._last) + 1
+        if slot not in self._slots:
+            self._slots[slot] = []
+            self._timers.set((self, slot), slot * self._tick_s, lambda now: self._run(slot, now))
+        self._slots[slot].append(item)
+
+    def _run(self, slot: int, now: float) -> None:
+        self._last = max(self._last, slot)
+        for item in self._slots.pop(slot):
+            self._action(item, now)
