@@ -5,14 +5,21 @@ import struct
 
 import bpf_frames as f
 from test_from_guest import DROPS, PASSES
-from test_from_wire import DISCOVERY, DIVERTED, DROPPED, UNTOUCHED
+from test_from_wire import DISCOVERY, DIVERTED, DROPPED, HERE, UNTOUCHED, wire
 
-GUEST_CORPUS = [*PASSES.values(), *(frame for frame, _ in DROPS.values())]
+SHORT_UDP = [f.ipv4(ports[:n], protocol=f.UDP) for ports in (b"\0\x43\0\x44", b"\0\x44\0\x43") for n in range(5)]
+"""Datagrams too short for their ports, or just not: read past the end, padding would pass for ports."""
+GUEST_CORPUS = [
+    *PASSES.values(),
+    *(frame for frame, _ in DROPS.values()),
+    *(f.ethernet(packet + padding) for packet in SHORT_UDP for padding in (b"", b"\0\x43\0\x44")),
+]
 WIRE_CORPUS = [
     *DIVERTED.values(),
     *DISCOVERY.values(),
     *UNTOUCHED.values(),
     *(frame for frame, _ in DROPPED.values()),
+    *(wire(f.ipv4(b"\0\x43\0\x44"[:n], protocol=f.UDP, **HERE) + b"\0\x44\0\x44"[n:]) for n in range(5)),
 ]
 
 MACS = (
