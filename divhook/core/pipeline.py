@@ -324,6 +324,8 @@ class Pipeline:
             return DropReason.CELL_DENIED
         if local.state is not PortState.ACTIVE:
             return DropReason.PORT_NOT_ACTIVE
+        if host == self.pmac:
+            return DropReason.UNKNOWN_HOST  # forged, or a loop in the fabric: not ourselves to be challenged
         verdict = self.discovery.check_source(host, header.source, header.destination, now, HeldWire(host, packet))
         if verdict is Outcome.DELIVER:
             return self._wire_to_guest(host, local, header, packet, out)

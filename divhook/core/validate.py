@@ -20,7 +20,6 @@ from divhook.core.addressing import GROUP_PREFIX, LIMITED_BROADCAST, ZERO_ADDRES
 from divhook.core.endpoint import Endpoint, PortState
 from divhook.core.reasons import DropReason
 from divhook.core.wire.arp import ARP_LENGTH, parse_arp_untrusted, parse_rarp_untrusted
-from divhook.core.wire.discovery import ARP_LENGTH as DISCOVERY_MAGIC_AT
 from divhook.core.wire.discovery import MAGIC, MAX_PAYLOAD, TRAILER_LENGTH, TRAILER_OFFSET
 from divhook.core.wire.errors import WireError
 from divhook.core.wire.ethernet import (
@@ -178,7 +177,7 @@ def from_wire(facts: WireFacts, frame: bytes) -> Divert | DropReason | None:
         return _wire_ipv4(facts, to, frame[6:12], tagged, payload)
     if ethertype not in (ETHERTYPE_ARP, ETHERTYPE_DISCOVERY):
         return None
-    if to is not Addressed.MULTICAST and payload[DISCOVERY_MAGIC_AT:][: len(MAGIC)] == MAGIC:
+    if to is not Addressed.MULTICAST and payload[ARP_LENGTH:].startswith(MAGIC):
         return _wire_discovery(to, frame, tagged)
     return _wire_plain_arp(facts, tagged, payload) if ethertype == ETHERTYPE_ARP else None
 

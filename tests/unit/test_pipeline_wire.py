@@ -137,6 +137,11 @@ def test_stranger_is_dropped_and_may_be_challenged_once_a_second(net):
     assert net.a.events == [UnknownHost(STRANGER)]
 
 
+def test_our_own_pmac_from_the_wire_is_dropped_and_we_do_not_challenge_ourselves(net):
+    assert net.heard(net.a, wire(VALID, HOST_A)) == [Drop(R.UNKNOWN_HOST, 0, VALID)]
+    assert (net.a.events, net.log) == ([], [])
+
+
 @pytest.mark.parametrize("state", [PortState.ACTIVE, PortState.FENCED, PortState.TENTATIVE])
 def test_address_of_a_guest_of_this_host_never_comes_from_the_wire(net, state):
     net.a.put(APP, state)
