@@ -296,6 +296,26 @@ def test_frame_for_an_address_known_elsewhere_is_answered_with_moved_and_followe
     assert (entry(wire).claim.host, entry(wire).state) == (HOST_C, NeighbourState.REACHABLE)
 
 
+def test_hint_at_a_claim_that_is_not_higher_changes_nothing(wire):
+    ask(wire)
+    wire.settle()
+    known = entry(wire).claim
+    for stamp in (known.stamp - 1, 7):
+        hint = Message(MessageType.STALE, HOST_C, HOST_B, bytes(4), WEB, claim_of(HOST_C, stamp))
+        wire.hosts[HOST_B].receive(hint, wire.now)
+    assert (entry(wire).claim, entry(wire).state) == (known, NeighbourState.REACHABLE)
+
+
+def test_own_claim_that_was_given_up_is_the_bar_for_the_claims_of_others(wire):
+    own = wire.hosts[HOST_A].claims()[0]
+    wire.hosts[HOST_A].withdraw(WEB, wire.now)
+    wire.hosts[HOST_A].messages_to_send()
+    lower = claim_of(HOST_B, own.stamp - 1)
+    wire.hosts[HOST_A].receive(announce(lower), wire.now)
+    assert entry(wire, HOST_A).claim == own
+    assert wire.hosts[HOST_A].messages_to_send() == [Message(MessageType.STALE, HOST_A, HOST_B, bytes(4), WEB, own)]
+
+
 def test_stranger_gets_no_answer_for_a_frame_to_an_address_that_is_not_here(wire):
     wire.hosts[HOST_A].not_held(HOST_C, WEB, wire.now)
     wire.hosts[HOST_A].not_held(HOST_C, NOBODY, wire.now)

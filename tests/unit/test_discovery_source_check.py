@@ -1,10 +1,18 @@
 from itertools import product
 
 import pytest
-from discovery_hosts import DB, HOST_A, HOST_B, HOST_C, NOBODY, PLAN, WALL_US, WEB, Wire, announce, claim_of
+from discovery_hosts import DB, DB_MAC, HOST_A, HOST_B, HOST_C, NOBODY, PLAN, WALL_US, WEB, Wire, announce, claim_of
 
 from divhook.core.addressing import SubnetId, parse_address
-from divhook.core.discovery import Limits, NeighbourState, Outcome, SourceConfirmed, SourceRefused, UnknownHost
+from divhook.core.discovery import (
+    Limits,
+    NeighbourState,
+    Outcome,
+    SourceConfirmed,
+    SourceRefused,
+    TentativeObjected,
+    UnknownHost,
+)
 from divhook.core.discovery.source_check import ROWS, Action, Facts, decide
 from divhook.core.reasons import DropReason
 from divhook.core.wire.discovery import Message, MessageType
@@ -49,6 +57,18 @@ def test_source_that_is_fenced_here_is_spoofed(wire):
     wire.start_web(HOST_A)
     wire.settle()
     assert check(wire, HOST_A, WEB, "frame") is DropReason.SPOOF_LOCAL
+
+
+def test_source_that_is_only_tried_here_is_asked_about_like_any_other(wire):
+    """Its holder must not be cut off from our guests because we try to give its address to another."""
+    wire.cut = {HOST_A}
+    wire.hosts[HOST_B].tentative(WEB, DB_MAC, 77, 0, None, wire.now)
+    wire.settle()
+    wire.cut = set()
+    assert check(wire, HOST_A, WEB, "frame") is Outcome.PENDING
+    wire.run(1)
+    assert wire.of(HOST_B, SourceConfirmed) == [SourceConfirmed(WEB, HOST_A, ("frame",))]
+    assert [type(e) for e in wire.of(HOST_B, TentativeObjected)] == [TentativeObjected]
 
 
 def test_first_frame_waits_for_the_senders_answer_and_is_delivered_in_order(wire):

@@ -144,8 +144,9 @@ class Discovery:
 
         Outcome.DELIVER; Outcome.PENDING: held comes back in SourceConfirmed or SourceRefused; else the drop reason.
         """
-        local = self._claims.get(source) is not None
-        return self._checks.check(pmac, source, target, now, held, local, pmac in self._peers)
+        local = self._claims.get(source)
+        here = local is not None and local.state is not ClaimState.TENTATIVE
+        return self._checks.check(pmac, source, target, now, held, here, pmac in self._peers)
 
     def forget_peer(self, pmac: Mac) -> None:
         """The host lost its key: its data frames are a stranger's from now on, where no entry names it."""

@@ -22,7 +22,7 @@ from divhook.core.wire.discovery import Claim, Message, MessageType
 class Facts(NamedTuple):
     """What decides: a = source address, p = sending pmac."""
 
-    local: bool  # a is active, fenced or tentative here
+    local: bool  # a is active or fenced here
     usable: bool  # there is a usable entry for a
     holder: bool  # ... and p is its host
     peer: bool  # p has authenticated to us
