@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from divhook.core.addressing import ZERO_ADDRESS, Address, Mac
+from divhook.core.addressing import ZERO_ADDRESS, Address
 from divhook.core.transitions import TransitionTable
 from divhook.core.wire.discovery import Claim
 
@@ -132,10 +132,6 @@ class NeighbourTable:
     def remove(self, address: Address) -> Neighbour | None:
         """Forget an entry; returns it."""
         return self._entries.pop(address, None)
-
-    def held_by(self, host: Mac) -> list[Neighbour]:
-        """Usable entries that point at a host. Linear: for people and for rare events."""
-        return [e for e in self._entries.values() if e.found is not None and e.found.claim.host == host]
 
 
 def transition_table_markdown() -> str:

@@ -19,6 +19,7 @@ from divhook.core.discovery import (
     ClaimState,
     Fenced,
     Found,
+    Limits,
     NeighbourState,
     Record,
     TentativeObjected,
@@ -206,6 +207,29 @@ def test_two_guests_with_one_address_the_one_born_earlier_stays_whoever_has_the_
         assert states(wire) == {HOST_A: ClaimState.FENCED, HOST_B: ClaimState.ACTIVE}
 
 
+def test_host_whose_claim_is_lower_than_was_said_is_shown_ours_and_fenced(wire):
+    """A third host believes B to have a claim from the future; B runs the guest, with an older claim than A's."""
+    wire.start_web(HOST_B)
+    wire.run(1)
+    wire.cut = {HOST_B}
+    wire.start_web(HOST_A)
+    wire.run(1)
+    wire.cut = set()
+    rumour = claim_of(HOST_B, WALL_US + 2 * HOUR_US)
+    wire.hosts[HOST_A].receive(Message(MessageType.STALE, HOST_C, HOST_A, bytes(4), WEB, rumour), wire.now)
+    wire.settle()
+    assert states(wire) == {HOST_A: ClaimState.ACTIVE, HOST_B: ClaimState.FENCED}
+
+
+def test_claims_that_were_given_up_are_remembered_up_to_a_bound():
+    wire = Wire(HOST_A, limits=Limits(withdrawn=2))
+    for n in (30, 31, 32):
+        address = WEB[:3] + bytes((n,))
+        wire.hosts[HOST_A].activate(address, WEB_MAC, WEB_ID, 0, None, wire.now)
+        wire.hosts[HOST_A].withdraw(address, wire.now)
+    assert [r.claim.address[3] for r in wire.hosts[HOST_A].records()] == [31, 32]
+
+
 def fenced(wire: Wire) -> None:
     wire.start_web(HOST_A)
     wire.run(1)
@@ -241,6 +265,15 @@ def test_fence_ends_when_the_owner_is_asked_after_a_lost_gone(wire):
     wire.hosts[HOST_B].withdraw(WEB, wire.now, gone=False)
     wire.run(11)
     assert states(wire) == {HOST_A: ClaimState.ACTIVE}
+
+
+def test_owner_of_a_fence_that_says_gone_without_a_claim_is_asked_at_once(wire):
+    fenced(wire)
+    wire.hosts[HOST_A].receive(Message(MessageType.GONE, HOST_B, HOST_A, bytes(4), WEB), wire.now)
+    wire.log.clear()
+    wire.settle()
+    assert {(m.source, m.destination) for m in wire.sent(MessageType.PROBE)} == {(HOST_A, HOST_B)}
+    assert states(wire) == {HOST_A: ClaimState.FENCED, HOST_B: ClaimState.ACTIVE}
 
 
 def test_fence_does_not_end_by_anyone_elses_gone_nor_by_the_owners_silence(wire):

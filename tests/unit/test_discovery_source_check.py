@@ -163,6 +163,11 @@ def test_stranger_is_dropped_unheld_and_challenged_once_a_second():
     assert wire.sent(MessageType.PROBE) == []
 
 
+def test_host_that_lost_its_key_is_a_stranger_again(wire):
+    wire.hosts[HOST_B].forget_peer(HOST_A)
+    assert check(wire, HOST_A, WEB, "frame") is DropReason.UNKNOWN_HOST
+
+
 def test_challenges_to_many_strangers_are_limited_in_total():
     wire = Wire(HOST_B)
     for n in range(200):

@@ -1,3 +1,4 @@
+import sys
 from time import perf_counter
 
 from discovery_hosts import DB, HOST_A, HOST_B, WEB, Wire
@@ -31,5 +32,6 @@ def test_known_neighbours_cost_microseconds(capsys):
     check_us = best_of_five_us(lambda: host.check_source(HOST_A, WEB, DB, now, "frame"))
     with capsys.disabled():
         print(f"\nresolve of a known neighbour {resolve_us:.2f} µs, source check {check_us:.2f} µs")
-    assert resolve_us < 6  # 2 µs are aimed at; three times that on a slow or busy machine
-    assert check_us < 12
+    slack = 30 if sys.gettrace() else 3  # a slow or busy machine; one that measures coverage
+    assert resolve_us < 2 * slack
+    assert check_us < 4 * slack

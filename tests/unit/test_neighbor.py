@@ -1,5 +1,5 @@
 import pytest
-from discovery_hosts import DB, HOST_A, HOST_B, NOBODY, WEB, claim_of
+from discovery_hosts import DB, HOST_A, NOBODY, WEB, claim_of
 
 from divhook.core.neighbor import (
     TRANSITIONS,
@@ -68,16 +68,6 @@ def test_overflow_names_the_least_recently_used_entry():
     table.add(NOBODY)
     assert table.overflow() is db
     assert web.used_s == 7.0
-
-
-def test_entries_of_a_host_are_those_that_are_usable_and_point_there():
-    table = NeighbourTable(9)
-    for address, host in ((WEB, HOST_A), (DB, HOST_B), (NOBODY, HOST_A)):
-        entry = table.add(address)
-        entry.claim = claim_of(host, 5, address)
-        if address is not NOBODY:
-            entry.step(NeighbourEvent.CONFIRMED)
-    assert [e.address for e in table.held_by(HOST_A)] == [WEB]
 
 
 def test_drawing_and_table_hold_every_transition():

@@ -105,9 +105,6 @@ class Questions:
         self._by_key: dict[tuple[object, ...], Question] = {}
         self._by_nonce: dict[int, Question] = {}
 
-    def __len__(self) -> int:
-        return len(self._by_key)
-
     def get(self, key: tuple[object, ...]) -> Question | None:
         """The question under way with this key."""
         return self._by_key.get(key)

@@ -83,9 +83,6 @@ class SourceChecks:
         self._challenged = Spacing(limits.challenge_spacing_s, limits.spacings)
         self._challenges = TokenBucket(limits.challenges_per_s, limits.challenges_per_s)
 
-    def __len__(self) -> int:
-        return len(self._pairs)
-
     def check(
         self, pmac: Mac, source: Address, target: Address, now: float, held: object, local: bool, peer: bool
     ) -> SourceVerdict:
