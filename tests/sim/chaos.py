@@ -7,7 +7,10 @@ from divhook.core.discovery import Limits
 
 QUICK = Limits(repeat_s=5.0, fence_probe_s=2.0)
 """Split brain is bounded by the repeat interval; a shorter one only makes the runs shorter."""
-QUIET_S = 2 * QUICK.repeat_s * (1 + QUICK.repeat_jitter) + 2 * QUICK.fence_probe_s + 2
+REPEATED_S = QUICK.repeat_s * (1 + QUICK.repeat_jitter) + 2
+"""One repeat, three probes, and what both lead to."""
+FENCES_ASKED_S = 2 * QUICK.fence_probe_s * (1 + QUICK.repeat_jitter) + 2
+"""Chains of owners: each fenced host has asked its owner, and that one's."""
 PLAN = AddressPlan()
 
 
@@ -54,7 +57,9 @@ class Chaos:
             self.rng.choices(acts, weights)[0]()
             world.run(self.rng.choice((0.001, 0.05, 0.3, 1.0, 4.0)))
         world.calm()
-        world.run(QUIET_S)
+        world.run(REPEATED_S)
+        world.check_split_brain_is_over()
+        world.run(FENCES_ASKED_S)
         world.check_quiet()
         world.check_everybody_can_talk()
         world.check_quiet()

@@ -310,6 +310,13 @@ class World:
             "\n".join((f"invariant {invariant}: " + " ".join(_text(w) for w in what), f"seed {self.seed}", *lines))
         )
 
+    def check_split_brain_is_over(self) -> None:
+        """Invariant 6, one repeat interval after the last partition healed."""
+        for address in self.addresses:
+            free = [h for h in self.hosts if h.agent and h.agent.state(address) is ClaimState.ACTIVE]
+            if len(free) > 1:
+                self.fail("6", "still", len(free), "unfenced owners of", address_text(address), *free)
+
     def check_quiet(self) -> None:
         """Connected and quiet: one unfenced claim per address that runs, where it runs; all entries agree."""
         for address in self.addresses:
