@@ -28,7 +28,7 @@ from divhook.adapters.links.uplink import (
     overlap_of_resolvers,
     switch_off_lro,
 )
-from divhook.adapters.links.wall import wall_bridge, wall_port
+from divhook.adapters.links.wall import unwall_port, wall_bridge, wall_port
 from divhook.core.addressing import Mac, parse_mac
 
 BRIDGE_MAC: Mac = b"\x06\xd1\xd1\xd1\xd1\xd1"
@@ -231,10 +231,11 @@ class Links:
         ]
 
     async def teardown(self, bridge: str | None = None) -> None:
-        """Remove the bridge, if it is there; its ports are left without one."""
+        """Remove the bridge, if it is there. Its ports are left down: without walls a guest would reach the host."""
         name = bridge or self._bridge
         for port in await self.ports_of_bridge():
-            await self._netlink.link("set", index=port.ifindex, group=0)
+            await self._netlink.link("set", index=port.ifindex, group=0, flags=0, change=_IFF_UP)
+            await unwall_port(port.name)
         try:
             link = await self.link(name)
         except LinkError:

@@ -55,16 +55,17 @@ _TC_TIMEOUT_S = 5.0
 
 
 async def _tc(*arguments: str) -> tuple[int, str]:
+    """Exit code, and what it said."""
     process = await asyncio.create_subprocess_exec(
-        "tc", *arguments, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        "tc", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
-        _, error = await asyncio.wait_for(process.communicate(), _TC_TIMEOUT_S)
+        text, _ = await asyncio.wait_for(process.communicate(), _TC_TIMEOUT_S)
     except TimeoutError:
         process.kill()
         await process.wait()
         return 1, "tc did not answer"
-    return process.returncode or 0, error.decode(errors="replace").strip()
+    return process.returncode or 0, text.decode(errors="replace").strip()
 
 
 async def _filter(link: str, prio: int, program: _Program) -> None:
@@ -89,3 +90,12 @@ async def wall_bridge(bridge: str) -> None:
 async def wall_port(port: str) -> None:
     """Let nothing pass but what from_guest, ahead of this filter, has marked. Raises LinkError."""
     await _filter(port, _PRIO_PORT, _MARKED_ONLY)
+
+
+async def unwall_port(port: str) -> None:
+    """Undo wall_port, and remove clsact if nobody else has a filter there. The port must be down, or no port any more:
+    its guest could reach the host's stack."""
+    await _tc("filter", "del", "dev", port, "ingress", "prio", str(_PRIO_PORT))
+    listed = [await _tc("filter", "show", "dev", port, direction) for direction in ("ingress", "egress")]
+    if listed == [(0, "")] * 2:
+        await _tc("qdisc", "del", "dev", port, "clsact")
