@@ -29,6 +29,8 @@ from divhook.core.wire.ethernet import ETH_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4
 
 MARK_GROUP = 1 << 8
 """Mark bit: the frame's destination MAC was a group address."""
+MAX_ROUNDS = 64
+"""Times in a row that the machines may answer each other before frames are read again."""
 MAX_RECENT_DROPS = 256
 """Dropped frames kept for `divhook drops --recent`."""
 
@@ -109,6 +111,7 @@ class Dataplane:
         self._known_peers: set[Mac] = set()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._pumping = False
         self._now = self._loop.time()
         self._loop.add_reader(self._diverted.fileno(), self._read_diverted)
         self._loop.add_reader(self._queue.fileno(), self._read_queue)
@@ -151,11 +154,11 @@ class Dataplane:
         self.pump()
 
     def _guarded(self, function: Callable[..., object], *arguments: object) -> None:
-        """A frame that trips over a bug of ours is counted and logged; the agent goes on."""
+        """A frame or timer that trips over a bug of ours is counted and logged; the agent goes on."""
         try:
             function(*arguments)
         except Exception:
-            log.exception("a frame met a bug; please report it with this trace")
+            log.exception("a frame or timer met a bug; please report it with this trace")
             self._count(Drop(DropReason.INTERNAL_ERROR, PORT_WIRE))
 
     def _divert(self, mark: int, frame: bytes) -> None:
@@ -241,35 +244,56 @@ class Dataplane:
     # ------------------------------------------------------------------ machines
 
     def pump(self) -> None:
-        """Let the machines speak, hand out what they decided, and set the next timer."""
-        for _ in range(8):  # an event may make a machine speak again
-            self.execute(self.pipeline.collect(self._now))
-            events, self.pipeline.pending_events = self.pipeline.pending_events, []
-            for event in events:
-                if isinstance(event, UnknownHost):
-                    self.authenticator.challenge(event.pmac, self._now)
-                elif isinstance(event, TentativePassed | TentativeObjected):
-                    self.census.on_tentative(event, self._now)
-                else:
-                    self._listener.on_discovery(event)
-            found = self.census.events()
-            for choice in found:
-                self._listener.on_census(choice)
-            leases, self.pipeline.lease_events = self.pipeline.lease_events, []
-            for endpoint, lease in leases:
-                self._listener.on_lease(endpoint, lease)
-            frames = [
-                self.authenticator.seal(message, self._now)
-                for talker in self._talkers
-                for message in talker.messages_to_send()
-            ]
-            frames += self.authenticator.frames_to_send()
-            for frame in frames:
-                self.counters.to_wire += 1
-                self._sender.send(self._uplink, frame)
-            if not frames and not events and not found and not leases:
-                break
-        self._schedule()
+        """Let the machines speak, hand out what they decided, and set the next timer.
+
+        A listener may call inject, which calls this: the outer call then does another round. So everything is told
+        once and in order, and nothing is told to a listener that is in the middle of something.
+        """
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            if not any(self._round() is False for _ in range(MAX_ROUNDS)):
+                self._loop.call_soon(self.pump)
+        finally:
+            self._pumping = False
+            self._schedule()
+
+    def _round(self) -> bool:
+        """Whether there was anything."""
+        self.execute(self.pipeline.collect(self._now))
+        events, self.pipeline.pending_events = self.pipeline.pending_events, []
+        for event in events:
+            if isinstance(event, UnknownHost):
+                self.authenticator.challenge(event.pmac, self._now)
+            elif isinstance(event, TentativePassed | TentativeObjected):
+                self.census.on_tentative(event, self._now)
+            else:
+                self._tell(self._listener.on_discovery, event)
+        found = self.census.events()
+        for choice in found:
+            self._tell(self._listener.on_census, choice)
+        leases, self.pipeline.lease_events = self.pipeline.lease_events, []
+        for endpoint, lease in leases:
+            self._tell(self._listener.on_lease, endpoint, lease)
+        frames = [
+            self.authenticator.seal(message, self._now)
+            for talker in self._talkers
+            for message in talker.messages_to_send()
+        ]
+        frames += self.authenticator.frames_to_send()
+        for frame in frames:
+            self.counters.to_wire += 1
+            if not self._sender.send(self._uplink, frame):
+                self.counters.send_failed += 1
+        return bool(frames or events or found or leases)
+
+    def _tell(self, listener: Callable[..., None], *what: object) -> None:
+        """An event that trips over a bug of ours, or a full disk, takes no other event with it."""
+        try:
+            listener(*what)
+        except Exception:
+            log.exception("the agent failed on %s", what)
 
     def _schedule(self) -> None:
         times = [talker.next_timer() for talker in self._talkers] + [self.authenticator.next_timer()]
@@ -282,24 +306,29 @@ class Dataplane:
 
     def _on_timer(self) -> None:
         self._now = self.now()
+        self._guarded(self._authenticator_timer)
+        for talker in self._talkers:
+            self._guarded(talker.on_timer, self._now)
+        self.pump()
+
+    def _authenticator_timer(self) -> None:
         for refused in self.authenticator.on_timer(self._now):
             self._count(Drop(refused.reason, PORT_WIRE))
-        for talker in self._talkers:
-            talker.on_timer(self._now)
-        self.pump()
 
     # ------------------------------------------------------------------ groups
 
     def join_groups(self, subnets: list[SubnetId]) -> None:
-        """Admit exactly the groups of these subnets, and the all-hosts group."""
+        """Admit exactly the groups of these subnets, and the all-hosts group. Raises BpfError or OSError."""
         wanted = {group_mac(s) for s in subnets} | {ALL_HOSTS_GROUP}
+        if wanted == self._joined:
+            return
+        self._programs.set_groups(wanted)  # it may be full: then nothing is joined
         for group in wanted - self._joined:
             self._groups.join(group)
+            self._joined.add(group)
         for group in self._joined - wanted:
+            self._joined.discard(group)
             self._groups.leave(group)
-        if wanted != self._joined:
-            self._programs.set_groups(wanted)
-        self._joined = wanted
 
     @property
     def groups(self) -> set[Mac]:
