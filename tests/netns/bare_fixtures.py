@@ -7,6 +7,7 @@ host B   far .68, db (subnet db) .69                              station  on th
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -241,10 +242,14 @@ class BareBench:
         finally:
             running.end()
 
-    @contextmanager
-    def in_guest(self, name: str, program: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    def in_guest(self, name: str, program: str, *arguments: str) -> "AbstractContextManager[subprocess.Popen[str]]":
         """A Python program in a guest, in the background for as long as the body runs."""
-        command = self.guest(name).namespace.enter(sys.executable, "-c", program, *arguments)
+        return self.running(self.guest(name).namespace, program, *arguments)
+
+    @contextmanager
+    def running(self, place: Namespaces, program: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+        """A Python program anywhere, in the background for as long as the body runs."""
+        command = place.enter(sys.executable, "-c", program, *arguments)
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             try:
                 yield process
@@ -283,6 +288,10 @@ class SteadyPing:
         self._process = subprocess.Popen(guest.namespace.enter(*words), stdout=subprocess.PIPE, text=True)
         self.result = Ping("")
 
+    def stop(self) -> None:
+        """Send no more."""
+        self._process.send_signal(signal.SIGINT)
+
     def end(self) -> None:
         try:
             self.result = Ping(self._process.communicate(timeout=120)[0])
@@ -304,13 +313,17 @@ def wait_for(what: Callable[[], object], seconds: float = 5.0) -> bool:
 
 @contextmanager
 def bare_bench(
-    specs: Sequence[BareSpec] = CAST, hosts: int = 3, settings: str = "", quiet: Sequence[str] = ("mal",)
+    specs: Sequence[BareSpec] = CAST,
+    hosts: int = 3,
+    settings: str = "",
+    quiet: Sequence[str] = ("mal",),
+    bench_class: type["BareBench"] = BareBench,
 ) -> Iterator[BareBench]:
     """A lab that is up, all guests but the quiet ones configured, and hosts no longer announcing."""
     with tempfile.TemporaryDirectory(prefix="divhook-test-", dir="/var/tmp") as directory:
         lab = BareLab(Path(directory) / "lab", specs, hosts=hosts, settings=settings)
         with lab:
-            bench = BareBench(lab)
+            bench = bench_class(lab)
             try:
                 for name, guest in lab.bare.items():
                     if name not in quiet:

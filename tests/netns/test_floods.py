@@ -24,7 +24,7 @@ NEXT = BareSpec("next", "A", "shop", "web", "10.1.1.77")
 COLD = tuple(BareSpec(f"cold{n}", "B", "shop", "db", f"10.1.2.{80 + n}") for n in range(4))
 CAST = (MAL, DRY, LOUD, NEAR, NEXT, FAR, DB, *COLD)
 FLOODERS = ("mal", "dry", "loud")
-SECONDS = 5.0
+SECONDS = 4.0
 PORT_MISSES_PER_S, HOST_MISSES_PER_S, ASKINGS = 20, 50, 3  # core/discovery/limits.py
 
 # Sends the frames of a file, one a line in hex, over and over; prints how many in all.
@@ -109,7 +109,7 @@ def test_neighbours_lose_nothing_and_misses_stay_within_their_limits(
     drops = crowd.drops()
     with closing(WireWitness(Place(crowd.lab.switch))) as wire, ExitStack() as stack:
         begin = time.monotonic()
-        # Each port has a limit, the host has none: three at their limits are more than this machine's slow path carries.
+        # Each port has a limit, the host has none: three at theirs are more than a small machine's slow path carries.
         at_once = 5 if kind == "three scans" else 50
         flooders = [stack.enter_context(flood(crowd, name, f, at_once)) for name, f in FLOODS[kind].items()]
         with (

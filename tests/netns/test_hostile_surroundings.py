@@ -36,7 +36,7 @@ table inet firewalld {
 END
 """
 SETTINGS = {
-    "as it is": "",
+    "plain": "sysctl -qw net.ipv4.ip_forward=0; sysctl -qew net.bridge.bridge-nf-call-iptables=0",
     "br_netfilter": "sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-arptables=1",
     "ip_forward": "sysctl -qw net.ipv4.ip_forward=1",
     "firewalld": FIREWALLD_LIKE,
