@@ -20,6 +20,8 @@ from pathlib import Path
 from divhook.lab.errors import LabError
 
 GREETING_INTERVAL_S = 0.5
+MAX_GREETING_INTERVAL_S = 8.0
+"""Each unanswered greeting doubles the interval: a slow guest must not fall ever further behind."""
 SLACK_S = 20.0
 """Beyond the command's own limit, for a guest under TCG on a busy machine."""
 READ_SIZE = 65536
@@ -81,12 +83,13 @@ def run(path: Path, command: str, limit_s: float) -> Result:
 def greet(path: Path, timeout_s: float) -> None:
     """Wait until a booting guest answers. Raises LabError."""
     end = time.monotonic() + timeout_s
+    identifier, interval_s = secrets.token_hex(6), GREETING_INTERVAL_S
     with connected(path, timeout_s) as channel:
         while time.monotonic() < end:
-            identifier = secrets.token_hex(6)
             channel.sendall(request(identifier, ":", 5))
-            if _await(channel, identifier, GREETING_INTERVAL_S) is not None:
+            if _await(channel, identifier, interval_s) is not None:
                 return
+            interval_s = min(2 * interval_s, MAX_GREETING_INTERVAL_S)
     raise LabError(f"{path.stem}: the guest did not come up within {timeout_s:g} s; see its console log")
 
 
