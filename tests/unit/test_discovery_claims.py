@@ -88,6 +88,16 @@ def test_agent_that_has_not_reconciled_says_and_answers_nothing(wire):
     assert {m.type for m in host.messages_to_send()} == {MessageType.ANNOUNCE, MessageType.REQUEST}
 
 
+def test_agent_that_has_not_reconciled_defends_nothing_yet_but_notes_stamps(wire):
+    host = wire.boot(HOST_A, ready=False)
+    claim = wire.start_web(HOST_A)
+    rival = claim_of(HOST_B, claim.stamp + 1000)
+    host.receive(announce(rival), wire.now)
+    host.on_timer(wire.now + 5)
+    assert host.claims() == [claim]
+    assert host.highest_seen_stamp == rival.stamp
+
+
 def test_another_guest_of_the_same_host_cannot_take_an_active_address(wire):
     wire.start_web(HOST_A)
     with pytest.raises(ValueError, match=r"10\.3\.7\.21 is held by another guest of this host"):

@@ -212,3 +212,11 @@ def test_probe_rate_is_bounded_for_forged_sources_of_a_known_peer():
     wire.hosts[HOST_B].receive(announce(claim_of(HOST_C, 9)), wire.now)
     answers = [check(wire, HOST_C, PLAN.address(SubnetId(3, 7), n), "frame") for n in range(10, 30)]
     assert answers == [Outcome.PENDING] * 8 + [DropReason.UNVERIFIED] * 12
+
+
+def test_peers_are_remembered_up_to_a_bound_the_one_silent_longest_is_forgotten():
+    wire = Wire(HOST_B, limits=Limits(peers=2))
+    for host in (HOST_A, HOST_C, HOST_A, b"\x52\x54\x00\x0d\x44\x04"):
+        wire.hosts[HOST_B].receive(announce(claim_of(host, 9)), wire.now)
+    assert check(wire, HOST_C) is DropReason.UNKNOWN_HOST
+    assert check(wire, HOST_A) is Outcome.PENDING
