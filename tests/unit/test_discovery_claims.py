@@ -93,7 +93,7 @@ def test_agent_that_has_not_reconciled_defends_nothing_yet_but_notes_stamps(wire
     claim = wire.start_web(HOST_A)
     rival = claim_of(HOST_B, claim.stamp + 1000)
     host.receive(announce(rival), wire.now)
-    host.on_timer(wire.now + 5)
+    wire.run(5)
     assert host.claims() == [claim]
     assert host.highest_seen_stamp == rival.stamp
 
