@@ -35,10 +35,12 @@ static __always_inline __u32 divert_mark(__u32 port_id, bool group)
 	return MARK_DIVERT | (group ? MARK_GROUP : 0) | port_id << MARK_PORT_SHIFT;
 }
 
-/* Hand a frame from a port to the agent: into divbr0 as if addressed to it. */
+/* Hand a frame from a port to the agent: into divbr0 as if addressed to it. A fenced port has DHCP alone: a NAK. */
 static __always_inline int divert(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
 				  const struct frame *frame, __u32 bucket)
 {
+	if (port->state == PORT_FENCED && bucket != BUCKET_DHCP)
+		return drop(skb, port->port_id, PORT_NOT_ACTIVE);
 	if (!conforms(skb, port->port_id, bucket, &port->rates[bucket]))
 		return drop(skb, port->port_id, DIVERT_RATE_LIMITED);
 	if (bpf_skb_store_bytes(skb, 0, &host->divbr_mac, sizeof(host->divbr_mac), 0) ||
@@ -55,18 +57,17 @@ static __always_inline int guest_ipv4(struct __sk_buff *skb, const struct host_c
 	struct packet packet = {};
 	enum drop_reason reason = packet_parse_untrusted(skb, frame->l3, &packet);
 	__be32 destination = packet.header.destination_be;
-	bool dhcp;
+	__be32 source = packet.header.source_be;
+	bool dhcp, to_server;
 
 	if (reason != VALID)
 		return drop(skb, port->port_id, reason);
 	dhcp = packet_is_dhcp_request(&packet) && !packet.fragment;
-	if (packet.header.source_be == 0) {
-		/* RFC 2131 §4.1: a client without address; nothing else may speak from 0.0.0.0 (RFC 1122 §3.2.1.3). */
-		if (!dhcp || !destination || (destination != bpf_htonl(0xffffffff) && destination != port->router_be))
-			return drop(skb, port->port_id, SPOOF_IPV4);
-	} else if (packet.header.source_be != port->address_be) {
+	to_server = destination && (destination == bpf_htonl(0xffffffff) || destination == port->router_be);
+	/* RFC 2131 §4.1, §4.3.2: a DHCP client may have no address yet, or one from before; the agent answers, and no
+	 * frame goes on. Nothing else may speak from 0.0.0.0 (RFC 1122 §3.2.1.3). */
+	if (!(dhcp && to_server) && (!source || source != port->address_be))
 		return drop(skb, port->port_id, SPOOF_IPV4);
-	}
 	if (!dhcp && packet_touches_dhcp(&packet))
 		return drop(skb, port->port_id, ROGUE_DHCP);
 	return divert(skb, host, port, frame, dhcp ? BUCKET_DHCP : BUCKET_IPV4);
@@ -112,7 +113,7 @@ int from_guest(struct __sk_buff *skb)
 	skb->mark = 0;
 	if (!host || !port)
 		return drop(skb, PORT_WIRE, PORT_UNKNOWN);
-	if (port->state != PORT_ACTIVE && port->state != PORT_TENTATIVE && port->state != PORT_INCOMING)
+	if (port->state < PORT_TENTATIVE || port->state > PORT_FENCED)
 		return drop(skb, port->port_id, PORT_NOT_ACTIVE);
 	if (!frame_parse_untrusted(skb, &frame))
 		return drop(skb, port->port_id, TRUNCATED);

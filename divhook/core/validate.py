@@ -108,8 +108,6 @@ def touches_dhcp(ports: tuple[int, int] | None) -> bool:
 
 def from_guest(endpoint: Endpoint, router: Address, frame: bytes) -> Divert | DropReason:
     """Any frame that the guest of an endpoint sent. router: of its subnet, or zero where that is not known."""
-    if endpoint.state is PortState.FENCED:
-        return DropReason.PORT_NOT_ACTIVE
     try:
         ethernet = parse_ethernet_untrusted(frame)
         if ethernet.source != endpoint.vmac:
@@ -122,19 +120,21 @@ def from_guest(endpoint: Endpoint, router: Address, frame: bytes) -> Divert | Dr
             lane = _guest_rarp(endpoint, ethernet.payload)
     except WireError as error:
         return error.reason
-    return Divert(lane, is_group(ethernet.destination)) if isinstance(lane, Lane) else lane
+    if isinstance(lane, DropReason):
+        return lane
+    if endpoint.state is PortState.FENCED and lane is not Lane.DHCP:  # DHCP: it gets a NAK
+        return DropReason.PORT_NOT_ACTIVE
+    return Divert(lane, is_group(ethernet.destination))
 
 
 def guest_ipv4(endpoint: Endpoint, router: Address, header: Header, packet: bytes) -> Lane | DropReason:
     """Anti-spoof of a packet that has passed header_untrusted: the guest's address, and no DHCP but a client's."""
     ports = udp_ports(header, packet)
     dhcp = ports == (DHCP_CLIENT_PORT, DHCP_SERVER_PORT) and not header.is_fragment
-    if header.source == ZERO_ADDRESS:
-        # RFC 2131 §4.1: a client without address; nothing else may speak from 0.0.0.0 (RFC 1122 §3.2.1.3).
-        to_server = header.destination in (LIMITED_BROADCAST, router) and header.destination != ZERO_ADDRESS
-        if not dhcp or not to_server:
-            return DropReason.SPOOF_IPV4
-    elif header.source != endpoint.address:
+    # RFC 2131 §4.1, §4.3.2: a DHCP client may have no address yet, or one from before; the agent answers, and no frame
+    # goes on. Nothing else may speak from 0.0.0.0 (RFC 1122 §3.2.1.3).
+    to_server = header.destination in (LIMITED_BROADCAST, router) and header.destination != ZERO_ADDRESS
+    if not (dhcp and to_server) and (header.source == ZERO_ADDRESS or header.source != endpoint.address):
         return DropReason.SPOOF_IPV4
     if dhcp:
         return Lane.DHCP

@@ -95,7 +95,7 @@ FRAMES = {
     "router's address": (from_guest(WEB, ipv4(ROUTER[LAN], APP.address)), R.SPOOF_IPV4),
     "no address, no DHCP": (from_guest(WEB, ipv4(NONE, APP.address)), R.SPOOF_IPV4),
     "no address, DHCP to a guest": (from_guest(WEB, dhcp(NONE, APP.address)), R.SPOOF_IPV4),
-    "another's address, DHCP": (from_guest(WEB, dhcp(APP.address, ROUTER[LAN])), R.SPOOF_IPV4),
+    "another's address, DHCP to a guest": (from_guest(WEB, dhcp(APP.address, APP.address)), R.SPOOF_IPV4),
     "offer": (from_guest(WEB, dhcp(WEB.address, APP.address, 67, 68)), R.ROGUE_DHCP),
     "offer from any port": (from_guest(WEB, dhcp(WEB.address, APP.address, 4011, 68)), R.ROGUE_DHCP),
     "relay": (from_guest(WEB, dhcp(WEB.address, APP.address, 67, 67)), R.ROGUE_DHCP),
@@ -228,8 +228,19 @@ def test_port_that_is_not_active_sends_no_data_and_hears_none_of_its_neighbours(
 
 def test_fenced_port_hears_not_even_the_router(net):
     net.a.put(WEB, PortState.FENCED)
-    for frame in (from_guest(WEB, ping(WEB.address, ROUTER[LAN])), from_guest(WEB, dhcp()), rarp(), b"x"):
+    for frame in (from_guest(WEB, ping(WEB.address, ROUTER[LAN])), rarp()):
         assert net.sent(net.a, WEB, frame) == [Drop(R.PORT_NOT_ACTIVE, WEB.port, frame)]
+
+
+def test_fenced_port_reaches_the_dhcp_server_and_no_more(net):
+    net.a.put(WEB, PortState.FENCED)
+    assert net.sent(net.a, WEB, from_guest(WEB, dhcp())) == [Drop(R.PORT_NOT_ACTIVE, WEB.port, dhcp())]  # DISCOVER
+
+
+def test_dhcp_request_with_an_address_from_before_reaches_the_server(net):
+    packet = dhcp(APP.address, ROUTER[LAN])
+    offer, drop = net.sent(net.a, WEB, from_guest(WEB, packet))
+    assert (offer.port, drop) == (WEB.port, Drop(R.CONSUMED, WEB.port, packet))
 
 
 def test_incoming_port_gets_no_dhcp(net):
