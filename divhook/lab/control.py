@@ -46,7 +46,7 @@ def parse_answer(line: bytes, identifier: str) -> Result | None:
     words = line.split()
     if len(words) != 5 or words[0] != b"OUT" or words[4] != b"END" or words[1] != identifier.encode():
         return None
-    output = gzip.decompress(base64.b64decode(words[3]))
+    output = gzip.decompress(base64.b64decode(words[3])) if words[3] != b"-" else b""
     return Result(int(words[2]), output.decode(errors="replace"))
 
 
@@ -86,7 +86,7 @@ def greet(path: Path, timeout_s: float) -> None:
     identifier, interval_s = secrets.token_hex(6), GREETING_INTERVAL_S
     with connected(path, timeout_s) as channel:
         while time.monotonic() < end:
-            channel.sendall(request(identifier, ":", 5))
+            channel.sendall(request(identifier, "", 5))
             if _await(channel, identifier, interval_s) is not None:
                 return
             interval_s = min(2 * interval_s, MAX_GREETING_INTERVAL_S)

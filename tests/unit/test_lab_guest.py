@@ -2,12 +2,16 @@
 
 import base64
 import gzip
+import socket
+import threading
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from divhook.lab import control
+from divhook.lab.errors import LabError
 from divhook.lab.guest import GuestSpec, Nic, default_mac, domain_xml
 from divhook.lab.image import Image
 
@@ -63,3 +67,51 @@ def test_answer_gives_code_and_output() -> None:
 )
 def test_what_answers_nothing_is_passed_over(line: bytes) -> None:
     assert control.parse_answer(line, "id7") is None
+
+
+def test_empty_command_and_output_are_a_dash() -> None:
+    assert control.request("id7", "", 5) == b"\nRUN id7 5 - END\n"
+    assert control.parse_answer(b"OUT id7 0 - END", "id7") == control.Result(0, "")
+
+
+class SlowGuest(threading.Thread):
+    """Answers each line of its channel, but only after `delay_s`; at once with noise."""
+
+    def __init__(self, path: Path, delay_s: float) -> None:
+        super().__init__(daemon=True)
+        self._delay_s = delay_s
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self.start()
+
+    def run(self) -> None:
+        connection, _ = self._listener.accept()
+        with self._listener, connection, connection.makefile("rb") as lines:
+            connection.sendall(b"boot noise\nOUT cut of")
+            for line in lines:
+                words = line.split()
+                if len(words) == 5:
+                    time.sleep(self._delay_s)
+                    try:
+                        connection.sendall(b"\nOUT " + words[1] + b" 0 - END\n")
+                    except OSError:
+                        return
+
+
+def test_guest_that_answers_more_slowly_than_it_is_greeted_is_up(tmp_path: Path) -> None:
+    guest = SlowGuest(tmp_path / "g.sock", delay_s=control.GREETING_INTERVAL_S * 1.5)
+    control.greet(tmp_path / "g.sock", timeout_s=20)
+    guest.join(10)
+
+
+def test_guest_that_never_answers_is_reported(tmp_path: Path) -> None:
+    guest = SlowGuest(tmp_path / "g.sock", delay_s=2)
+    with pytest.raises(LabError, match="did not come up within 1 s"):
+        control.greet(tmp_path / "g.sock", timeout_s=1)
+    guest.join(10)
+
+
+def test_channel_of_a_guest_that_does_not_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="is the guest running"):
+        control.run(tmp_path / "none.sock", "true", 1)
