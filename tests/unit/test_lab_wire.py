@@ -44,6 +44,7 @@ def test_frames_between_uplinks_are_clean() -> None:
         (ipv4(B, rmac(WEB)), "router MAC 02:d1:00:01:00:07"),
         (ipv4(parse_mac("52:54:00:00:00:99"), A), "unknown MAC 52:54:00:00:00:99"),
     ],
+    ids=["to a guest", "from a guest", "from a router", "to nobody known"],
 )
 def test_a_mac_that_is_no_uplinks_is_reported(frame: bytes, what: str) -> None:
     report = judge(ipv4(B, A), frame)
