@@ -14,7 +14,7 @@ from bare_fixtures import DB, FAR, MAL, NEAR, WEB_RMAC, BareBench, Place, WireWi
 from guest_attacks import arp
 from hostile_frames import ALL_ONES, ethernet, ipv4, udp
 
-from divhook.core.addressing import parse_mac
+from divhook.core.addressing import parse_address, parse_mac
 from divhook.core.wire.discovery import MessageType, is_discovery, parse_discovery_untrusted
 from divhook.lab.bare import BareSpec
 
@@ -61,10 +61,15 @@ OWN = {spec.address for spec in CAST}
 
 
 def dhcp(guest: BareSpec) -> list[bytes]:
+    """DISCOVER, and REQUEST of its own address: each of those is a lease to be kept."""
     mac = parse_mac(guest.mac)
     body = bytes.fromhex("01010600") + b"\x11\x22\x33\x44" + bytes(20) + mac.ljust(16, b"\0") + bytes(192)
-    body += bytes.fromhex("63825363350101ff")
-    return [ethernet(ALL_ONES, mac, 0x0800, ipv4("0.0.0.0", "255.255.255.255", 17, udp(68, 67, body)))]
+    wanted = bytes([50, 4]) + parse_address(str(guest.address))
+    options = (bytes([53, 1, 1, 255]), bytes([53, 1, 3]) + wanted + b"\xff")
+    packets = (body + bytes.fromhex("63825363") + each for each in options)
+    return [
+        ethernet(ALL_ONES, mac, 0x0800, ipv4("0.0.0.0", "255.255.255.255", 17, udp(68, 67, each))) for each in packets
+    ]
 
 
 def arps(guest: BareSpec) -> list[bytes]:
@@ -147,6 +152,13 @@ def test_a_scan_does_not_keep_a_neighbour_from_resolving_new_addresses(crowd: Ba
         for spec in COLD:
             found = crowd.ping("near", str(spec.address), 1)
             assert found.received == 1, (spec, found.output)
+
+
+def test_a_flooding_client_is_still_served(crowd: BareBench) -> None:
+    with flood(crowd, "dry", dhcp(DRY)):
+        time.sleep(1)
+        answers = crowd.lab.host("A").ask_agent({"op": "leases"})["result"]
+    assert [lease["address"] for lease in answers if lease["guest"] == "dry"] == [DRY.address]
 
 
 def test_the_agents_still_run(crowd: BareBench) -> None:
