@@ -12,22 +12,23 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from divhook.abi.entries import HostEntry
 from divhook.adapters.bpf import bpffs
-from divhook.adapters.bpf.programs import Programs
+from divhook.adapters.bpf.errors import BpfError
+from divhook.adapters.bpf.programs import FROM_WIRE, Programs
 from divhook.adapters.libvirt import EventKind, GuestEvent, LibvirtError, LibvirtWatch
 from divhook.adapters.links import BridgeInfo, LinkError, LinkEvent, Links, UplinkInfo
-from divhook.adapters.rules import Rules, RulesWatcher
+from divhook.adapters.rules import Rules, RulesError, RulesWatcher
 from divhook.agent import systemd
 from divhook.agent.control import ControlServer, RequestError
 from divhook.agent.dataplane import Dataplane
 from divhook.agent.guests import Guests
-from divhook.agent.registry import Registry
+from divhook.agent.registry import Registry, RegistryError
 from divhook.agent.topology import topology_of
 from divhook.config.configuration import Configuration
 from divhook.config.load import load
@@ -39,6 +40,7 @@ from divhook.core.discovery import ClaimChanged, Discovery, Event, Limits
 from divhook.core.endpoint import Endpoint, PortTable
 from divhook.core.keys import KeyFileError, KeyRing, parse_key_text
 from divhook.core.pipeline import Pipeline
+from divhook.core.router import Topology
 
 RECONCILE_S = 30.0
 FILES_POLL_S = 1.0
@@ -108,6 +110,7 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reconcile_lock = asyncio.Lock()
+        self._reconcile_waits = False
         self._rules_lock = asyncio.Lock()
         self._control: ControlServer | None = None
         self._taps: set[int] = set()  # ports of the bridge that have been seen
@@ -147,10 +150,12 @@ class Agent:
         self._rules_watcher = RulesWatcher()
         self._loop.add_reader(self._rules_watcher.fileno(), self._rules_changed)
         self.libvirt.start()
-        for task in (self._every_now_and_then(), self._watch_links(), self._watch_files(), self._feed_watchdog()):
+        self._spawn(self._every(RECONCILE_S, self._ensure_links, self.reconcile, self._restore_rules, self._keep_stamp))
+        self._spawn(self._every(FILES_POLL_S, self._reload_changed))
+        for task in (self._watch_links(), self._feed_watchdog()):
             self._spawn(task)
         if self.rules.needs_poll:
-            self._spawn(self._poll_rules())
+            self._spawn(self._every(RULES_POLL_S, self._restore_rules))
         systemd.notify(f"READY=1\nSTATUS=uplink {self.uplink.name}")
         log.info("ready: uplink %s, supernet %s", self.uplink.name, plan.supernet)
 
@@ -186,10 +191,11 @@ class Agent:
     async def stop(self) -> None:
         """Stop. Guests' kernel state, rules and programs stay as they are."""
         systemd.notify("STOPPING=1")
-        for task in self._tasks:
-            task.cancel()
         if self._control is not None:
             await self._control.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._rules_watcher is not None:
             self._loop.remove_reader(self._rules_watcher.fileno())
             self._rules_watcher.close()
@@ -240,57 +246,64 @@ class Agent:
             self._spawn(self.reconcile())
         elif event.kind is EventKind.RESUMED:
             self.guests.resumed(event.guest_uuid)
-        elif event.kind is EventKind.STOPPED:
-            self._spawn(self._stopped(event.guest_uuid))
-        elif event.kind is EventKind.UNDEFINED:
-            self._spawn(self._forget_undefined(event.guest_uuid))
+        elif event.kind in (EventKind.STOPPED, EventKind.UNDEFINED):
+            self._spawn(self._ended(event.guest_uuid, self._loop.time()))
 
-    async def _stopped(self, guest_uuid: str) -> None:
-        seen_s = self._loop.time()
+    async def _ended(self, guest_uuid: str, seen_s: float) -> None:
+        """It ended, or was undefined, at seen_s at the latest; what libvirt says of it now decides."""
         guest = await self.libvirt.guest(guest_uuid)
         if guest is None or not guest.running:
-            async with self.guests.lock(guest_uuid):
-                await self.guests.unplug(guest_uuid, seen_s)
-        if guest is None:
-            self.guests.undefined(guest_uuid)
-
-    async def _forget_undefined(self, guest_uuid: str) -> None:
-        if await self.libvirt.guest(guest_uuid) is None:
-            self.guests.undefined(guest_uuid)
+            await self.guests.ended(guest_uuid, seen_s, defined=guest is not None)
 
     async def reconcile(self) -> None:
-        """Make this host's ports and claims what libvirt says runs here."""
+        """Make this host's ports and claims what libvirt says runs here.
+
+        Many who want this at once get it once: one that has not begun yet will see what each of them has seen.
+        """
+        if self._reconcile_waits:
+            return
+        self._reconcile_waits = True
         async with self._reconcile_lock:
+            self._reconcile_waits = False
             try:
-                guests = await self.libvirt.guests()
+                await self._reconcile()
             except LibvirtError as error:
                 log.warning("%s", error)
-                return
-            running = {g.uuid: g for g in guests if g.running}
-            for guest in running.values():
-                await self.guests.adopt(guest)
-            now = self._loop.time()
-            for nic in self.guests.all():
-                if nic.guest_uuid not in running and now - nic.asked_s > RECONCILE_S:
-                    log.info("%s: libvirt does not run it any more", nic)
-                    async with self.guests.lock(nic.guest_uuid):
-                        await self.guests.unplug(nic.guest_uuid)
-            known = {g.uuid for g in guests} | {n.guest_uuid for n in self.guests.all()}
-            for uuid in {r.guest_uuid for r in self.registry.reservations()} - known:
-                self.guests.undefined(uuid)
-            ports = {n.ifindex for n in self.guests.all()}
-            for ifindex, entry in self.programs.ports().items():
-                if ifindex not in ports:
-                    self.programs.detach_port(ifindex)
-                    self.programs.remove_port(ifindex)
-                    self.programs.forget_port_counters(entry.port_id)
-            if not self.guests.reconciled:
-                self.guests.reconciled = True
-                self.guests.restore_leases()
-                self.dataplane.pipeline.discovery.ready(now)
-                self.dataplane.census.ready()
-                log.info("reconciled with libvirt: %d guests run, %d NICs are ours", len(running), len(ports))
-            self.dataplane.inject(now, [])
+
+    async def _reconcile(self) -> None:
+        listed_s = self._loop.time()
+        guests = await self.libvirt.guests()
+        for guest in guests:
+            await asyncio.sleep(0)  # reading a guest's XML takes some 0.3 ms: frames come first
+            try:
+                if guest.running:
+                    await self.guests.adopt(guest, listed_s)
+                else:
+                    self.guests.at_rest(guest)
+            except Exception:
+                log.exception("guest %s was not looked after; please report this trace", guest.name)
+        running = {g.uuid for g in guests if g.running}
+        for nic in self.guests.all():
+            stale = nic.started or listed_s - nic.began_s > RECONCILE_S  # a `migrate` hook precedes libvirt's own list
+            if nic.guest_uuid not in running and nic.began_s <= listed_s and stale:
+                log.info("%s: libvirt does not run it any more", nic)
+                await self.guests.ended(nic.guest_uuid, listed_s, defined=True)
+        known = {g.uuid for g in guests} | {n.guest_uuid for n in self.guests.all()}
+        for uuid in {r.guest_uuid for r in self.registry.reservations()} - known:
+            await self.guests.ended(uuid, listed_s, defined=False)
+        self.guests.keep_true()
+        now = self._loop.time()
+        if not self.guests.reconciled:
+            self.guests.restore_leases()
+            self.guests.reconciled = True
+            self.dataplane.pipeline.discovery.ready(now)
+            self.dataplane.census.ready()
+            log.info("reconciled with libvirt: %d guests run, %d NICs are ours", len(running), len(self.guests.all()))
+        self.dataplane.inject(now, [])
+        if self.dataplane.pipeline.topology.keys() - self.configuration.subnets.keys():  # perhaps not in use any more
+            self._set_topology(topology_of(self.configuration, self.uplink.mtu))
+        claims = {record.claim.address for record in self.dataplane.pipeline.discovery.records()}
+        self.registry.tidy(int(time.time() * 1e6), claims)
 
     # ------------------------------------------------------------------ discovery
 
@@ -311,20 +324,32 @@ class Agent:
         """A DHCP client did something."""
         self.guests.lease_event(endpoint, event)
 
+    async def _keep_stamp(self) -> None:
+        self._save_stamp()
+
     def _save_stamp(self) -> None:
         self.registry.put(HIGHEST_STAMP, self.dataplane.pipeline.discovery.highest_seen_stamp)
 
     # ------------------------------------------------------------------ what may change around us
 
-    async def _every_now_and_then(self) -> None:
+    async def _every(self, interval_s: float, *steps: Callable[[], Awaitable[object]]) -> None:
+        """For as long as the agent lives. A step that fails is told; the others, and the next time, are not lost."""
         while True:
-            await asyncio.sleep(RECONCILE_S)
-            with contextlib.suppress(LinkError):
-                await self._links.ensure_bridge(self.configuration.host.bridge, self.uplink.mtu)
-                await self._links.ensure_blackhole(self.configuration.plan.supernet)
-            await self.reconcile()
-            await self._restore_rules()
-            self._save_stamp()
+            await asyncio.sleep(interval_s)
+            for step in steps:
+                try:
+                    await step()
+                except (BpfError, LinkError, LibvirtError, RegistryError, RulesError) as error:
+                    log.error("%s", error)
+                except Exception:
+                    log.exception("a task of the agent failed; please report this trace")
+
+    async def _ensure_links(self) -> None:
+        await self._links.ensure_bridge(self.configuration.host.bridge, self.uplink.mtu)
+        await self._links.ensure_blackhole(self.configuration.plan.supernet)
+        if self.programs.attached().get(self.uplink.ifindex) != FROM_WIRE:
+            log.warning("the program was missing on %s: attached again", self.uplink.name)
+            self.programs.attach_uplink(self.uplink.ifindex)
 
     async def _feed_watchdog(self) -> None:
         interval_s = systemd.watchdog_interval_s()
@@ -337,11 +362,6 @@ class Agent:
         if self._rules_watcher.changed() and not self._restoring:
             self._restoring = True
             self._spawn(self._restore_rules())
-
-    async def _poll_rules(self) -> None:
-        while True:
-            await asyncio.sleep(RULES_POLL_S)
-            await self._restore_rules()
 
     async def _restore_rules(self) -> None:
         async with self._rules_lock:
@@ -359,18 +379,24 @@ class Agent:
                     await self._link_event(event)
             except (LinkError, OSError) as error:
                 log.warning("watching links: %s; beginning again", error)
+            except Exception:
+                log.exception("watching links failed, and begins again; please report this trace")
             await asyncio.sleep(1)
-            await self.reconcile()
+            self._taps.clear()  # those that are there are found, or told, again
+            self._spawn(self.reconcile())
 
     async def _link_event(self, event: LinkEvent) -> None:
         if event.kind == "gone":
             self._taps.discard(event.ifindex)
-            await self.guests.tap_gone(event.ifindex)
+            self.guests.tap_gone(event.ifindex)
         elif event.became_port or (event.master_is_bridge and event.ifindex not in self._taps):
             self._taps.add(event.ifindex)
             with contextlib.suppress(LinkError):  # gone again
                 await self._links.ensure_port(event.ifindex)
             self._spawn(self._adopt_soon())
+        elif event.ifindex in self._taps and not event.master_is_bridge:
+            self._taps.discard(event.ifindex)  # moved to another bridge: libvirt's XML says whether that NIC is ours
+            self._spawn(self.reconcile())
         if event.name == self.uplink.name and event.kind != "gone":
             await self._uplink_event(event)
 
@@ -406,22 +432,30 @@ class Agent:
                 times[str(path)] = path.stat().st_mtime_ns
         return times
 
-    async def _watch_files(self) -> None:
-        while True:
-            await asyncio.sleep(FILES_POLL_S)
-            seen = self._file_times()
-            if seen != self._files_seen:
-                self._files_seen = seen
-                self.reload()
+    async def _reload_changed(self) -> None:
+        seen = self._file_times()
+        if seen != self._files_seen:
+            self._files_seen = seen
+            self.reload()
 
     def reload(self) -> str:
-        """Read the files again. What is wrong leaves everything as it was, and is said loudly; returns that text."""
+        """Read the files again. What is wrong leaves everything as it was, and is said loudly; returns that text.
+
+        divhook.yaml is read at the agent's start only; a reload takes the cells.
+        """
+        host, plan = self.configuration.host, self.configuration.plan
         try:
             configuration = load(self.paths.config)
+            if configuration.plan != plan:
+                raise AgentError(
+                    f"{self.paths.config}/divhook.yaml: the address plan has changed, and the cells with it; it takes "
+                    "effect at the agent's next start: systemctl restart divhook-agent, on every host"
+                )
+            if configuration.host != host:
+                log.warning("divhook.yaml has changed: it takes effect at the agent's next start")
+            configuration = replace(configuration, host=host)
             keys = read_key(configuration)
-            if configuration.plan != self.configuration.plan or configuration.host != self.configuration.host:
-                log.warning("divhook.yaml has changed: what is not in cells/ takes effect at the agent's next start")
-        except (ConfigError, AgentError) as error:
+        except (ConfigError, AgentError, OSError) as error:
             self.config_error = str(error)
             log.error("the files have a mistake, the last good ones stay in force: %s", error)
             return self.config_error
@@ -429,9 +463,18 @@ class Agent:
         self.configuration = configuration
         self.guests.configure(configuration)
         self.dataplane.replace_keys(keys)
-        topology = self.dataplane.pipeline.topology
         fresh = topology_of(configuration, self.uplink.mtu)
-        topology.clear()
-        topology.update(fresh)
+        for nic in self.guests.all():
+            if nic.placement.id not in fresh:
+                log.error("%s runs in %s, which the files have no more: until it stops", nic, nic.placement.subnet)
+        self._set_topology(fresh)
         log.info("files read: %d cells, %d subnets", len(configuration.cells), len(fresh))
         return ""
+
+    def _set_topology(self, fresh: Topology) -> None:
+        """Use these facts, and the last known ones of subnets that are in use but not in the files any more."""
+        topology = self.dataplane.pipeline.topology
+        used = {nic.placement.id for nic in self.guests.all()}
+        kept = {subnet: facts for subnet, facts in topology.items() if subnet in used}
+        topology.clear()
+        topology.update(kept | fresh)

@@ -7,87 +7,43 @@
     UNDEFINED    ──▶ reservation gone
 
 A hot-plugged NIC has no hook: `adopt` does the same steps at once, from netlink and libvirt events, and so does a
-restarted agent that finds guests running. Each step is safe to repeat.
+restarted agent that finds guests running. Each step is safe to repeat. A step that fails, however, leaves nothing of
+what it made. A guest's steps wait for each other where they wait (`lock`); all else happens between two waits.
 """
 
 import asyncio
-import hashlib
 import logging
 import math
-import time
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from weakref import WeakValueDictionary
 
-from divhook.abi.entries import PortEntry, Rate
+from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import Programs
 from divhook.adapters.libvirt import Guest
 from divhook.adapters.links import LinkError, Links
+from divhook.agent import leases
+from divhook.agent.addresses import Addresses
 from divhook.agent.control import RequestError
 from divhook.agent.dataplane import Dataplane
-from divhook.agent.registry import Registry, Reservation
+from divhook.agent.nic import Key, Nic, Phase
+from divhook.agent.ports import Ports
+from divhook.agent.registry import Registry, RegistryError
 from divhook.config.configuration import Configuration, Placement, PlacementError
 from divhook.config.domain import Domain, DomainError, DomainNic, parse_domain
-from divhook.core.addressing import Address, Mac, SubnetId, address_text, mac_text
-from divhook.core.census import QUARANTINE_S, AddressCensus, CensusEvent, Chosen, Confirmed, Lost, Refused
-from divhook.core.dhcp import Lease, LeaseChange, LeaseEvent
-from divhook.core.discovery import ClaimState, Discovery, Event, Fenced, Unfenced
-from divhook.core.endpoint import MAX_PORT, Endpoint, PortState
+from divhook.core.addressing import address_text, mac_text
+from divhook.core.census import CensusEvent, Chosen, Confirmed, Lost, Refused
+from divhook.core.dhcp import LeaseChange, LeaseEvent
+from divhook.core.discovery import ClaimState, Event, Fenced, Unfenced
+from divhook.core.endpoint import Endpoint, PortState
 
 NEED_PLACE = frozenset(("prepare", "start", "migrate", "restore"))
 """Operations that read where a guest belongs."""
 CHOICE_WAIT_S = 1.0
 """The census answers within 40 ms by its own timer; this is for an event loop that is late."""
-LAST_PORT = "last port"
+FAULTS = (BpfError, LinkError, OSError, RegistryError)
+"""What the host may refuse us; the texts are for a person."""
+NOT_YET = "the agent has not yet learned from libvirt what runs here; try again in a second"
 
 log = logging.getLogger(__name__)
-
-
-class Phase(Enum):
-    """How far a NIC has come."""
-
-    PREPARED = "prepared"  # no tap yet
-    PLUGGED = "plugged"  # port exists, guest does not run yet
-    RUNNING = "running"
-
-
-@dataclass(slots=True)
-class Nic:
-    """One NIC of one guest.
-
-    fixed: its address is configured. known: it had this address before, and was defended while it did not run.
-    started: the guest runs here. confirmed: nobody objected to the address. refusal: why there is none, in words.
-    """
-
-    guest: str
-    guest_uuid: str
-    placement: Placement
-    mac: Mac
-    fixed: bool
-    address: Address | None = None
-    phase: Phase = Phase.PREPARED
-    incoming: bool = False
-    known: bool = False
-    started: bool = False
-    confirmed: bool = False
-    refusal: str = ""
-    port: int = 0
-    ifindex: int = 0
-    ifname: str = ""
-    asked_s: float = 0.0
-
-    @property
-    def key(self) -> tuple[str, Mac]:
-        """Guest and MAC: what makes a NIC."""
-        return (self.guest_uuid, self.mac)
-
-    @property
-    def guest_id(self) -> int:
-        """64 bits that are the same wherever the guest runs."""
-        return guest_id_of(self.guest_uuid, self.mac)
-
-    def __str__(self) -> str:
-        return f"guest {self.guest}, NIC {mac_text(self.mac)}"
 
 
 class Guests:
@@ -109,37 +65,27 @@ class Guests:
         self._dataplane = dataplane
         self._links = links
         self._uplink_mtu = uplink_mtu
-        self._nics: dict[tuple[str, Mac], Nic] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._addresses = Addresses(registry, dataplane)
+        self._ports = Ports(registry, programs, dataplane, configuration, uplink_mtu)
+        self._nics: dict[Key, Nic] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._told: dict[Key, str] = {}  # why a NIC has no network; said once, though tried every 30 s
         self._changed = asyncio.Event()
-
-        self._take_up()
-
-    def _take_up(self) -> None:
-        """Give the census what the registry and the files know."""
-        now, now_us = self._dataplane.now(), int(time.time() * 1e6)
-        for entry in self._registry.reservations():
-            self._census.reserve(entry.address, guest_id_of(entry.guest_uuid, entry.mac))
-        for address, until_us in self._registry.quarantined(now_us).items():
-            self._census.release(address, now, (until_us - now_us) / 1e6)
-        self.configure(self.configuration)
+        self.configure(configuration)
 
     def configure(self, configuration: Configuration) -> None:
         """Use these files from now on. Guests that run keep the place they have."""
         self.configuration = configuration
-        self._census.set_static({e.config.address for e in configuration.endpoints if e.config.address is not None})
-
-    @property
-    def _discovery(self) -> Discovery:
-        return self._dataplane.pipeline.discovery
-
-    @property
-    def _census(self) -> AddressCensus:
-        return self._dataplane.census
+        statics = {e.config.address for e in configuration.endpoints if e.config.address is not None}
+        self._dataplane.census.set_static(statics)
 
     def all(self) -> list[Nic]:
         """Every NIC, in the order of coming."""
         return list(self._nics.values())
+
+    def of(self, guest_uuid: str) -> list[Nic]:
+        """The NICs of one guest."""
+        return [nic for nic in self._nics.values() if nic.guest_uuid == guest_uuid]
 
     def lock(self, guest_uuid: str) -> asyncio.Lock:
         """Steps of one guest never overlap."""
@@ -156,41 +102,49 @@ class Guests:
         if not domain.nics:
             return
         async with self.lock(domain.uuid):
-            if (operation, suboperation) in (("prepare", "begin"), ("migrate", "begin"), ("restore", "begin")):
-                if not self.reconciled:
-                    raise RequestError(
-                        "the agent has not yet learned from libvirt what runs here; try again in a second"
-                    )
-                if operation != "restore":
-                    await self.prepare(domain, incoming=operation == "migrate")
-            elif (operation, suboperation) == ("start", "begin"):
-                await self.plug(domain)
-            elif (operation, suboperation) == ("started", "begin"):
-                await self.run(domain)
-            elif operation in ("stopped", "release"):
-                await self.unplug(domain.uuid)
+            try:
+                await self._step(operation, suboperation, domain)
+            except FAULTS as error:
+                raise RequestError(f"guest {domain.name}: {error}") from error
+
+    async def _step(self, operation: str, suboperation: str, domain: Domain) -> None:
+        if operation in ("stopped", "release"):
+            self.unplug(domain.uuid)
+        elif suboperation != "begin":
+            return
+        elif operation in ("prepare", "migrate", "restore"):
+            if not self.reconciled:
+                raise RequestError(NOT_YET)
+            if operation != "restore":
+                self.prepare(domain, incoming=operation == "migrate")
+        elif operation == "start":
+            await self.plug(domain)
+        elif operation == "started":
+            self.run(domain)
 
     def _parse(self, xml: str, metadata: bool = True) -> Domain:
         host = self.configuration.host
         return parse_domain(xml, network=host.network, bridge=host.bridge, metadata=metadata)
 
-    async def prepare(self, domain: Domain, incoming: bool = False) -> None:
+    def prepare(self, domain: Domain, incoming: bool = False) -> None:
         """Find every NIC's place and address; start asking whether anybody objects. All or nothing."""
-        known = {nic.key for nic in self._nics.values() if nic.guest_uuid == domain.uuid and nic.incoming}
         made: list[Nic] = []
         try:
+            self._absent(domain)
             for wanted in domain.nics:
-                if (domain.uuid, wanted.mac) in known:
-                    continue  # migrate came before prepare
-                await self._forget((domain.uuid, wanted.mac))
+                old = self._nics.get((domain.uuid, wanted.mac))
+                if old is not None:
+                    if old.incoming and not incoming and old.phase is Phase.PREPARED and not old.refusal:
+                        continue  # migrate came before prepare
+                    self._forget(old)
                 nic = self._place(domain, wanted)
-                nic.incoming = incoming
+                nic.incoming, nic.began_s = incoming, self._dataplane.now()
                 self._nics[nic.key] = nic
                 made.append(nic)
                 self._ask(nic)
-        except RequestError:
+        except BaseException:
             for nic in made:
-                await self._forget(nic.key)
+                self._forget(nic)
             raise
 
     def _place(self, domain: Domain, wanted: DomainNic) -> Nic:
@@ -215,41 +169,31 @@ class Guests:
         return nic
 
     def _ask(self, nic: Nic) -> None:
-        """Ask all hosts of the subnet for a free address, or whether anybody objects to the one that is wanted."""
-        now = nic.asked_s = self._dataplane.now()
-        reserved = self._registry.find(nic.guest_uuid, nic.mac)
-        fixed, preferred = nic.placement.address, None
-        if reserved is not None and reserved.subnet == nic.placement.id and not reserved.fixed:
-            preferred = reserved.address
-        nic.known = reserved is not None and reserved.address in (fixed, preferred)
-        holder = self._registry.holder(fixed) if fixed is not None else None
-        if holder is not None and (holder.guest_uuid, holder.mac) != nic.key:
-            raise RequestError(
-                f"{nic}: address {address_text(holder.address)} belongs to guest {holder.guest} "
-                f"(NIC {mac_text(holder.mac)}) on this host; give one of them another with `divhook assign`"
-            )
         self._join()
-        born = reserved.born if nic.known and reserved is not None else 0
-        self._census.begin(
-            nic.placement.id, nic.mac, nic.guest_id, now, fixed=fixed, preferred=preferred, born=born or None
-        )
-        self._dataplane.inject(now, [])
+        self._addresses.ask(nic)
+        self._dataplane.inject(self._dataplane.now(), [])
 
-    def _born(self, nic: Nic) -> int | None:
-        reserved = self._registry.find(nic.guest_uuid, nic.mac)
-        return reserved.born if reserved is not None and reserved.address == nic.address and reserved.born else None
-
-    def _pending_subnets(self) -> list[SubnetId]:
-        return [n.placement.id for n in self._nics.values() if n.phase is Phase.PREPARED]
+    def _join(self) -> None:
+        waiting = [n.placement.id for n in self._nics.values() if n.phase is Phase.PREPARED]
+        self._dataplane.join_groups([*self._dataplane.active_subnets(), *waiting])
 
     async def plug(self, domain: Domain) -> None:
-        """The taps exist: make them ports. Raises RequestError where an address was objected to meanwhile."""
+        """The taps exist: make them ports. All or nothing. Raises RequestError where an address was objected to."""
         if any((domain.uuid, wanted.mac) not in self._nics for wanted in domain.nics):
-            await self.prepare(domain)
-        for wanted in domain.nics:  # every answer before the first port: a refusal leaves nothing
-            await self._answered(self._nics[(domain.uuid, wanted.mac)])
-        for wanted in domain.nics:
-            await self._plug(self._nics[(domain.uuid, wanted.mac)], wanted)
+            if not self.reconciled:
+                raise RequestError(NOT_YET)
+            self.prepare(domain)
+        nics = [(self._nics[(domain.uuid, wanted.mac)], wanted) for wanted in domain.nics]
+        try:
+            for nic, _ in nics:  # every answer before the first port
+                await self._answered(nic)
+            for nic, wanted in nics:
+                await self._plug(nic, wanted)
+        except BaseException:
+            for nic, _ in nics:
+                if nic.phase is not Phase.RUNNING:
+                    self._forget(nic)
+            raise
 
     async def _plug(self, nic: Nic, wanted: DomainNic) -> None:
         if nic.phase is not Phase.PREPARED:
@@ -257,16 +201,21 @@ class Guests:
         await self._answered(nic)
         if wanted.target is None:
             raise RequestError(f"{nic}: libvirt names no tap for it; is the interface of type network or bridge?")
-        nic.ifname = wanted.target
         try:
-            nic.ifindex = (await self._links.ensure_port(wanted.target)).ifindex
+            link = await self._links.ensure_port(wanted.target)
         except LinkError as error:
             raise RequestError(f"{nic}: {error}") from error
-        nic.port = self._port_of(nic)
-        self._put(nic, PortState.INCOMING if nic.incoming else PortState.TENTATIVE)
-        self._programs.attach_port(nic.ifindex)
+        if nic.refusal:  # while the link was set up
+            raise RequestError(f"{nic}: {nic.refusal}")
+        holder = next((n for n in self._nics.values() if n.ifindex == link.ifindex), None)
+        if holder is not None:
+            raise RequestError(f"{nic}: its tap {wanted.target} is that of {holder}")
+        nic.ifname, nic.ifindex = wanted.target, link.ifindex
+        self._ports.make(nic, _quiet(nic), {n.port for n in self._nics.values() if n is not nic})
         nic.phase = Phase.PLUGGED
-        self._reserve(nic)
+        self._join()
+        if nic.address is not None:  # else lost meanwhile, and another is being chosen
+            self._addresses.reserve(nic)
 
     async def _answered(self, nic: Nic) -> None:
         """Wait until an address is chosen. Raises RequestError where it is refused, or not chosen in time."""
@@ -280,69 +229,17 @@ class Guests:
         if nic.refusal or nic.address is None:
             raise RequestError(f"{nic}: {nic.refusal or 'no address could be chosen for it in time; try again'}")
 
-    def _reserve(self, nic: Nic, born: int = 0) -> None:
-        assert nic.address is not None
-        self._registry.reserve(
-            Reservation(
-                nic.guest_uuid,
-                nic.mac,
-                nic.guest,
-                nic.placement.id,
-                nic.address,
-                born or self._born(nic) or 0,
-                nic.fixed,
-            )
-        )
-
-    def _port_of(self, nic: Nic) -> int:
-        """The port id that the tap has already (a restarted agent), or a fresh one."""
-        adopted = self._programs.ports().get(nic.ifindex)
-        used = {n.port for n in self._nics.values() if n is not nic}
-        if adopted is not None and adopted.port_id not in used and adopted.vmac == nic.mac:
-            return adopted.port_id
-        used |= {entry.port_id for entry in self._programs.ports().values()}
-        last = self._registry.get(LAST_PORT)
-        for step in range(MAX_PORT):
-            port = (last + step) % MAX_PORT + 1
-            if port not in used:
-                self._registry.put(LAST_PORT, port)
-                return port
-        raise RequestError(f"{nic}: this host has {MAX_PORT} ports already")
-
-    def _put(self, nic: Nic, state: PortState) -> None:
-        """Tell the core and the kernel of a port, or of its new state."""
-        pipeline = self._dataplane.pipeline
-        facts = pipeline.topology.get(nic.placement.id)
-        mtu = facts.mtu if facts is not None else self._uplink_mtu
-        endpoint = Endpoint(
-            nic.port, nic.placement.id, nic.mac, nic.address, nic.guest, nic.guest_uuid, mtu=mtu, state=state
-        )
-        pipeline.ports.put(endpoint)
-        pipeline.hostnames[nic.port] = nic.placement.hostname or nic.guest
-        self._dataplane.ifindex_of[nic.port] = nic.ifindex
-        limits = self.configuration.host.limits
-        self._programs.set_port(
-            nic.ifindex,
-            PortEntry(
-                nic.port,
-                state,
-                nic.mac,
-                nic.address,
-                router=self.configuration.plan.router(nic.placement.id),
-                ipv4_rate=Rate(limits.divert_pps, limits.divert_burst),
-                dhcp_rate=Rate(limits.dhcp_pps, max(limits.dhcp_pps, 1)),
-            ),
-        )
-        self._join()
-
-    def _join(self) -> None:
-        self._dataplane.join_groups([*self._dataplane.active_subnets(), *self._pending_subnets()])
-
-    async def run(self, domain: Domain) -> None:
+    def run(self, domain: Domain) -> None:
         """The guest runs: claim its addresses. An incoming guest runs elsewhere until libvirt's RESUMED."""
         for wanted in domain.nics:
             nic = self._nics.get((domain.uuid, wanted.mac))
             if nic is not None and not nic.incoming:
+                self._started(nic)
+
+    def resumed(self, guest_uuid: str) -> None:
+        """libvirt: the guest runs here from now on."""
+        for nic in self.of(guest_uuid):
+            if nic.incoming and nic.phase is Phase.PLUGGED:
                 self._started(nic)
 
     def _started(self, nic: Nic) -> None:
@@ -353,81 +250,89 @@ class Guests:
 
     def _claim(self, nic: Nic) -> None:
         """Take the address; the port passes traffic from here on."""
-        if nic.phase is not Phase.PLUGGED or nic.address is None or nic.refusal:
-            return
-        now = self._dataplane.now()
-        self._census.cancel(nic.guest_id, now)
-        if self._discovery.state(nic.address) is not ClaimState.ACTIVE:  # else a restarted agent has taken it up
-            claim = self._discovery.activate(nic.address, nic.mac, nic.guest_id, 0, self._born(nic), now)
-            self._reserve(nic, claim.born)
-        self._census.hold(nic.address, nic.guest_id)
-        nic.phase = Phase.RUNNING
-        self._activate_port(nic)
+        if nic.phase is Phase.PLUGGED and nic.address is not None and not nic.refusal:
+            self._addresses.claim(nic)
+            nic.phase = Phase.RUNNING
+            self._activate_port(nic)
 
     def _activate_port(self, nic: Nic) -> None:
         now = self._dataplane.now()
         self._put(nic, PortState.ACTIVE)
         self._dataplane.inject(now, self._dataplane.pipeline.confirm(nic.port, now))
 
-    def resumed(self, guest_uuid: str) -> None:
-        """libvirt: the guest runs here from now on."""
-        for nic in self._nics.values():
-            if nic.guest_uuid == guest_uuid and nic.incoming and nic.phase is Phase.PLUGGED:
-                self._started(nic)
+    def _put(self, nic: Nic, state: PortState) -> None:
+        self._ports.put(nic, state)
+        self._join()
 
     # ------------------------------------------------------------------ without hooks
 
-    async def adopt(self, guest: Guest) -> None:
-        """A guest that runs: make sure of every NIC that it has, and forget those that it has not any more."""
+    async def adopt(self, guest: Guest, listed_s: float) -> None:
+        """A guest that ran when libvirt was asked, at listed_s: make sure of the NICs that it has, and of no others."""
         try:
             domain = self._parse(guest.xml)
         except DomainError as error:
-            log.error("%s; what runs keeps its place until its next start", error)
+            self._tell((guest.uuid, b""), f"{error}; what runs keeps its place until its next start")
             try:
                 domain = self._parse(guest.xml, metadata=False)
             except DomainError:
                 return
+        if not domain.nics and not self.of(guest.uuid) and not self._registry.reservations(guest.uuid):
+            return
         async with self.lock(domain.uuid):
             present = {wanted.mac for wanted in domain.nics}
-            for nic in [n for n in self._nics.values() if n.guest_uuid == domain.uuid and n.mac not in present]:
-                if nic.phase is not Phase.PREPARED:
-                    await self._forget(nic.key)
+            for nic in self.of(domain.uuid):
+                if nic.mac not in present and nic.phase is not Phase.PREPARED and nic.began_s <= listed_s:
+                    self._forget(nic)
             for wanted in domain.nics:
                 try:
-                    await self._adopt(domain, wanted)
-                except RequestError as error:
-                    log.error("NIC stays without network: %s", error)
+                    await self._adopt(domain, wanted, guest.paused, listed_s)
+                except (RequestError, *FAULTS) as error:
+                    self._tell((domain.uuid, wanted.mac), f"NIC stays without network: {error}")
+            self._absent(domain)
 
-    async def _adopt(self, domain: Domain, wanted: DomainNic) -> None:
+    async def _adopt(self, domain: Domain, wanted: DomainNic, paused: bool, listed_s: float) -> None:
         nic = self._nics.get((domain.uuid, wanted.mac))
+        if nic is not None and nic.phase is Phase.PREPARED and (paused or wanted.target is None):
+            return  # its start hook is still to come
         if nic is not None and nic.phase is not Phase.PREPARED:
+            self._heal(nic, paused)
             return
-        if nic is None:
-            nic = self._place_again(domain, wanted)
-            self._nics[nic.key] = nic
-            try:
-                if not self._reclaim(nic):
-                    self._ask(nic)
-            except RequestError:
-                await self._forget(nic.key)
-                raise
         try:
+            if nic is None:
+                nic = self._place_again(domain, wanted)
+                nic.began_s = listed_s
+                self._nics[nic.key] = nic
+                if self.reconciled or not self._addresses.reclaim(nic):
+                    self._ask(nic)
             await self._plug(nic, wanted)
-        except RequestError:
-            await self._forget(nic.key)
+            if nic.address is not None and self._claim_state(nic) is ClaimState.FENCED:
+                nic.started, nic.phase = True, Phase.RUNNING
+                self._put(nic, PortState.FENCED)
+            elif nic.phase is Phase.PLUGGED:
+                self._started(nic)
+        except BaseException:
+            if nic is not None:
+                self._forget(nic)
             raise
-        if nic.address is not None and self._discovery.state(nic.address) is ClaimState.FENCED:
-            nic.phase = Phase.RUNNING
-            self._put(nic, PortState.FENCED)
-        elif nic.phase is Phase.PLUGGED:
+        self._told.pop(nic.key, None)
+
+    def _heal(self, nic: Nic, paused: bool) -> None:
+        """A port whose guest did not get as far as libvirt says it is: `started` or RESUMED was lost, or no address."""
+        if nic.phase is not Phase.PLUGGED:
+            return
+        if nic.refusal:
+            self._ask(nic)
+        if not paused and not nic.started:
             self._started(nic)
+
+    def _claim_state(self, nic: Nic) -> ClaimState | None:
+        return self._dataplane.pipeline.discovery.state(nic.address) if nic.address is not None else None
 
     def _place_again(self, domain: Domain, wanted: DomainNic) -> Nic:
         """A restarted agent leaves a guest that runs where it is, whatever the files and its metadata say by now."""
         reserved = self._registry.find(domain.uuid, wanted.mac)
         subnet = self.configuration.subnet(reserved.subnet) if reserved is not None else None
-        has_port = any(entry.vmac == wanted.mac for entry in self._programs.ports().values())
-        if self.reconciled or not has_port or reserved is None or subnet is None:
+        if self.reconciled or reserved is None or subnet is None or not self._has_port(wanted):
             return self._place(domain, wanted)
         try:
             nic = self._place(domain, wanted)
@@ -442,67 +347,65 @@ class Guests:
         log.warning("%s keeps its place in %s until its next start: %s", nic, subnet, reason)
         return nic
 
-    def _reclaim(self, nic: Nic) -> bool:
-        """A restarted agent takes up address, claim and lease that the registry has for a guest that went on."""
-        reserved = self._registry.find(nic.guest_uuid, nic.mac)
-        if self.reconciled or reserved is None or reserved.subnet != nic.placement.id:
-            return False
-        if nic.placement.address not in (None, reserved.address):
-            return False
-        nic.address = reserved.address
-        nic.known = True
-        self._discovery.reclaim(nic.address, nic.mac, nic.guest_id, 0, self._dataplane.now())
-        self._census.hold(nic.address, nic.guest_id)
-        return True
+    def _has_port(self, wanted: DomainNic) -> bool:
+        return any(entry.vmac == wanted.mac for entry in self._programs.ports().values())
 
-    async def unplug(self, guest_uuid: str, seen_s: float = math.inf) -> None:
+    def at_rest(self, guest: Guest) -> None:
+        """A guest that is defined and does not run: addresses of NICs that it has no more are free."""
+        if not self.of(guest.uuid) and self._registry.reservations(guest.uuid):
+            try:
+                self._absent(self._parse(guest.xml, metadata=False))
+            except DomainError as error:
+                log.debug("%s", error)
+
+    def _absent(self, domain: Domain) -> None:
+        present = {wanted.mac for wanted in domain.nics} | {nic.mac for nic in self.of(domain.uuid)}
+        self._addresses.absent(domain.uuid, present)
+
+    async def ended(self, guest_uuid: str, seen_s: float, defined: bool) -> None:
+        """The guest did not run at seen_s, or was not even defined; its next start may have begun since."""
+        async with self.lock(guest_uuid):
+            self.unplug(guest_uuid, seen_s)
+            if not defined and not self.of(guest_uuid):
+                self._addresses.undefined(guest_uuid)
+
+    def unplug(self, guest_uuid: str, seen_s: float = math.inf) -> None:
         """The guest was not here any more at seen_s; its next start may have begun since. Its reservations stay."""
-        for nic in [n for n in self._nics.values() if n.guest_uuid == guest_uuid and n.asked_s <= seen_s]:
-            await self._forget(nic.key)
+        for nic in self.of(guest_uuid):
+            if nic.began_s <= seen_s:
+                self._forget(nic)
+        for key in [key for key in self._told if key[0] == guest_uuid]:
+            del self._told[key]
 
-    async def tap_gone(self, ifindex: int) -> None:
+    def tap_gone(self, ifindex: int) -> None:
         """A tap has disappeared: detach, destroy, or a crash of QEMU."""
         for nic in [n for n in self._nics.values() if n.ifindex == ifindex]:
-            await self._forget(nic.key)
+            self._forget(nic)
 
-    def undefined(self, guest_uuid: str) -> None:
-        """libvirt does not know the guest any more: its addresses are free after their quarantine."""
-        for entry in self._registry.release(guest_uuid):
-            self._quarantine(entry.address, guest_id_of(entry.guest_uuid, entry.mac))
-        lock = self._locks.get(guest_uuid)
-        if lock is not None and not lock.locked():
-            del self._locks[guest_uuid]
-
-    def _quarantine(self, address: Address, guest_id: int = 0) -> None:
-        """guest_id: of the guest that had it and may have it back at once, as one that is defined again elsewhere."""
-        self._registry.quarantine(address, int((time.time() + QUARANTINE_S) * 1e6))
-        self._census.release(address, self._dataplane.now(), guest_id=guest_id)
-
-    async def _forget(self, key: tuple[str, Mac]) -> None:
-        nic = self._nics.pop(key, None)
-        if nic is None:
+    def _forget(self, nic: Nic) -> None:
+        """Nothing stays but the reservation. What the host refuses is told: the rest is done all the same."""
+        if self._nics.get(nic.key) is not nic:
             return
-        now = self._dataplane.now()
-        self._census.cancel(nic.guest_id, now)
-        if nic.address is not None:
-            self._discovery.withdraw(nic.address, now, gone=nic.phase is Phase.RUNNING)
-            self._registry.save_lease(nic.address, None)
-            reserved = self._registry.find(*key)
-            if reserved is not None and reserved.address == nic.address:
-                self._census.reserve(nic.address, nic.guest_id)
-            else:
-                self._census.release(nic.address, now, 0.0)
+        del self._nics[nic.key]
         if nic.port:
-            self._dataplane.pipeline.ports.remove(nic.port)
-            self._dataplane.pipeline.forget_port(nic.port)
-            self._dataplane.forget_port(nic.port)
-            self._programs.detach_port(nic.ifindex)
-            self._programs.remove_port(nic.ifindex)
-            self._programs.forget_port_counters(nic.port)
-        self._join()
-        self._dataplane.inject(now, [])
+            self._ports.remove(nic)
+        self._addresses.let_go(nic)
+        try:
+            self._join()
+        except FAULTS as error:
+            log.error("%s: %s", nic, error)
+        self._dataplane.inject(self._dataplane.now(), [])
 
-    # ------------------------------------------------------------------ discovery
+    def keep_true(self) -> None:
+        """Bring the kernel's ports back to what they must be."""
+        self._ports.keep_true(self._nics.values())
+
+    def _tell(self, key: Key, text: str) -> None:
+        if self._told.get(key) != text:
+            self._told[key] = text
+            log.error("%s", text)
+
+    # ------------------------------------------------------------------ what the core decides
 
     def census_event(self, event: CensusEvent) -> None:
         """What became of the search for an address."""
@@ -512,26 +415,27 @@ class Guests:
         if isinstance(event, Chosen):
             nic.address = event.address
             if nic.port:
-                self._put(nic, PortState.TENTATIVE)
-                self._reserve(nic)
+                self._addresses.reserve(nic)
+                self._put(nic, _quiet(nic))
         elif isinstance(event, Confirmed):
-            nic.confirmed = True
-            if nic.started:
+            nic.confirmed = nic.address == event.address
+            if nic.started and nic.confirmed:
                 self._claim(nic)
         elif isinstance(event, Lost):
             log.warning("%s: %s; choosing another", nic, event.reason)
-            nic.address = None
+            self._addresses.lost(nic)
             if nic.port:
-                self._put(nic, PortState.TENTATIVE)
+                self._put(nic, _quiet(nic))
         elif isinstance(event, Refused):
             nic.refusal = event.reason
-            log.error("%s: %s", nic, event.reason)
+            self._tell(nic.key, f"{nic}: {event.reason}")
         self._changed.set()
 
     def event(self, event: Event) -> None:
         """What discovery says of an address of ours."""
-        address = getattr(event, "address", None)
-        nic = next((n for n in self._nics.values() if n.address == address), None)
+        if not isinstance(event, Fenced | Unfenced):
+            return
+        nic = next((n for n in self._nics.values() if n.address == event.address), None)
         if nic is None or not nic.port:
             return
         if isinstance(event, Fenced):
@@ -542,76 +446,27 @@ class Guests:
                 address_text(event.address),
             )
             self._put(nic, PortState.FENCED)
-        elif isinstance(event, Unfenced):
+        else:
             log.warning("%s: free again, %s is active here", nic, address_text(event.address))
             self._activate_port(nic)
-
-    # ------------------------------------------------------------------ leases
 
     def lease_event(self, endpoint: Endpoint, event: LeaseEvent) -> None:
         """A DHCP client did something: keep its lease over restarts; find another address after DECLINE."""
         nic = next((n for n in self._nics.values() if n.port == endpoint.port), None)
         if nic is None or nic.address is None:
             return
-        lease = next(
-            (x for x in self._dataplane.pipeline.dhcp.leases(self._dataplane.now()) if x.port == nic.port), None
-        )
-        self._registry.save_lease(nic.address, _saved(lease) if lease is not None else None)
-        if event.kind is LeaseChange.DECLINED:
-            self._declined(nic)
-
-    def _declined(self, nic: Nic) -> None:
-        """The guest found somebody else at its address (RFC 2131 §3.1): quarantine, and another address."""
-        assert nic.address is not None
-        if nic.fixed:
-            log.error("%s declined its configured address %s: is it in use twice?", nic, address_text(nic.address))
-            return
-        log.warning("%s declined %s: choosing another address", nic, address_text(nic.address))
-        now, address = self._dataplane.now(), nic.address
-        self._registry.release(nic.guest_uuid, nic.mac)
-        self._discovery.withdraw(address, now)
-        self._quarantine(address)
-        nic.address, nic.phase, nic.confirmed = None, Phase.PLUGGED, False
-        self._put(nic, PortState.TENTATIVE)
-        self._ask(nic)
+        leases.save(self._registry, self._dataplane.pipeline.dhcp, nic, self._dataplane.now())
+        if event.kind is LeaseChange.DECLINED and self._addresses.decline(nic):
+            nic.phase = Phase.PLUGGED
+            self._put(nic, PortState.TENTATIVE)
+            self._ask(nic)
 
     def restore_leases(self) -> None:
         """After a restart: clients that renew find their leases."""
         now = self._dataplane.now()
-        leases = []
-        for address, value in self._registry.leases().items():
-            nic = next((n for n in self._nics.values() if n.address == address and n.port), None)
-            if nic is not None:
-                leases.append(_lease(nic, address, value))
-        self._dataplane.pipeline.dhcp.restore(leases, now)
+        leases.restore(self._registry, self._dataplane.pipeline.dhcp, self.all(), now)
 
 
-def guest_id_of(guest_uuid: str, mac: Mac) -> int:
-    """64 bits that name a NIC wherever its guest runs."""
-    return int.from_bytes(hashlib.sha256(guest_uuid.encode() + mac).digest()[:8], "big")
-
-
-def _saved(lease: Lease) -> dict[str, object]:
-    return {
-        "lease_s": lease.lease_s,
-        "until": time.time() + lease.remaining_s,
-        "hostname": lease.hostname,
-        "vendor_class": lease.vendor_class,
-        "client_id": lease.client_id.hex(),
-    }
-
-
-def _lease(nic: Nic, address: Address, value: dict[str, Any]) -> Lease:
-    remaining_s = max(0.0, value["until"] - time.time())
-    client_id = bytes.fromhex(value["client_id"])
-    return Lease(
-        nic.port,
-        nic.placement.id,
-        nic.mac,
-        address,
-        value["lease_s"],
-        remaining_s,
-        value["hostname"],
-        value["vendor_class"],
-        client_id,
-    )
+def _quiet(nic: Nic) -> PortState:
+    """What a port may pass that is not active yet."""
+    return PortState.INCOMING if nic.incoming else PortState.TENTATIVE

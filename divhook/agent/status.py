@@ -7,7 +7,7 @@ from typing import Any
 import divhook
 from divhook.agent.agent import Agent
 from divhook.agent.control import Handler, RequestError
-from divhook.agent.guests import Nic
+from divhook.agent.nic import Nic
 from divhook.core.addressing import address_text, mac_text
 from divhook.core.endpoint import PORT_WIRE
 from divhook.core.reasons import DropReason, reason_text

@@ -1,0 +1,127 @@
+"""A NIC's port: its id, its entry in the core's table and its twin in the programs' map, the program on its tap.
+
+The id is what marks name a port by. A restarted agent goes on with the ids that the map has; fresh ones go round, so
+that one is not used again soon: frames under way still carry it.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+
+from divhook.abi.entries import PortEntry, Rate
+from divhook.adapters.bpf.errors import BpfError
+from divhook.adapters.bpf.programs import FROM_GUEST, Programs
+from divhook.agent.control import RequestError
+from divhook.agent.dataplane import Dataplane
+from divhook.agent.nic import Nic
+from divhook.agent.registry import Registry
+from divhook.config.configuration import Configuration
+from divhook.core.endpoint import MAX_PORT, Endpoint, PortState
+
+LAST_PORT = "last port"
+
+log = logging.getLogger(__name__)
+
+
+class Ports:
+    """Every port of this host. uplink_mtu: bytes of IP packet, for subnets that the files have no more."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        programs: Programs,
+        dataplane: Dataplane,
+        configuration: Configuration,
+        uplink_mtu: int,
+    ) -> None:
+        self._registry = registry
+        self._programs = programs
+        self._dataplane = dataplane
+        self._plan = configuration.plan
+        self._limits = configuration.host.limits
+        self._uplink_mtu = uplink_mtu
+
+    def make(self, nic: Nic, state: PortState, used: set[int]) -> None:
+        """Make the NIC's tap a port. used: ids of the others. Raises RequestError or BpfError; then call `remove`."""
+        nic.port = self._id_for(nic, used)
+        self.put(nic, state)
+        self._programs.attach_port(nic.ifindex)
+
+    def _id_for(self, nic: Nic, used: set[int]) -> int:
+        """The id that the tap has already (a restarted agent), or a fresh one."""
+        ports = self._programs.ports()
+        adopted = ports.get(nic.ifindex)
+        if adopted is not None and adopted.port_id not in used and adopted.vmac == nic.mac:
+            return adopted.port_id
+        used = used | {entry.port_id for entry in ports.values()}
+        last = self._registry.get(LAST_PORT)
+        for step in range(MAX_PORT):
+            port = (last + step) % MAX_PORT + 1
+            if port not in used:
+                self._registry.put(LAST_PORT, port)
+                self._dataplane.forget_port(port)  # what was counted for late frames of its last owner
+                return port
+        raise RequestError(f"{nic}: this host has {MAX_PORT} ports already")
+
+    def put(self, nic: Nic, state: PortState) -> None:
+        """Tell the core and the kernel of a port, of its address, or of its state. Raises RequestError or BpfError."""
+        pipeline = self._dataplane.pipeline
+        facts = pipeline.topology.get(nic.placement.id)
+        mtu = facts.mtu if facts is not None else self._uplink_mtu
+        endpoint = Endpoint(
+            nic.port, nic.placement.id, nic.mac, nic.address, nic.guest, nic.guest_uuid, mtu=mtu, state=state
+        )
+        try:
+            pipeline.ports.put(endpoint)
+        except ValueError as error:
+            raise RequestError(f"{nic}: {error}") from error
+        pipeline.hostnames[nic.port] = nic.placement.hostname or nic.guest
+        self._dataplane.ifindex_of[nic.port] = nic.ifindex
+        self._programs.set_port(nic.ifindex, self._entry(nic, state))
+
+    def _entry(self, nic: Nic, state: PortState) -> PortEntry:
+        return PortEntry(
+            nic.port,
+            state,
+            nic.mac,
+            nic.address,
+            router=self._plan.router(nic.placement.id),
+            ipv4_rate=Rate(self._limits.divert_pps, self._limits.divert_burst),
+            dhcp_rate=Rate(self._limits.dhcp_pps, max(self._limits.dhcp_pps, 1)),
+        )
+
+    def remove(self, nic: Nic) -> None:
+        """Forget the port everywhere. What the kernel refuses is told, and tried again by `keep_true`."""
+        self._dataplane.pipeline.ports.remove(nic.port)
+        self._dataplane.pipeline.forget_port(nic.port)
+        self._dataplane.forget_port(nic.port)
+        self._take_off(nic.ifindex, nic.port)
+
+    def keep_true(self, nics: Iterable[Nic]) -> None:
+        """Bring the kernel back to what the core has: ports of these NICs, programs on their taps, and no others."""
+        ports, attached = self._programs.ports(), self._programs.attached()
+        wanted = {nic.ifindex: nic for nic in nics if nic.port}
+        for ifindex, nic in wanted.items():
+            endpoint = self._dataplane.pipeline.ports.port(nic.port)
+            if endpoint is None:
+                continue
+            entry = self._entry(nic, endpoint.state)
+            if ports.get(ifindex) != entry:
+                log.warning("%s: its port was not what it must be: set again", nic)
+                _told(self._programs.set_port, ifindex, entry)
+            if attached.get(ifindex) != FROM_GUEST:
+                log.warning("%s: the program was missing on %s: attached again", nic, nic.ifname)
+                _told(self._programs.attach_port, ifindex)
+        for ifindex in ports.keys() - wanted.keys():
+            self._take_off(ifindex, ports[ifindex].port_id)
+
+    def _take_off(self, ifindex: int, port: int) -> None:
+        _told(self._programs.detach_port, ifindex)
+        _told(self._programs.remove_port, ifindex)
+        _told(self._programs.forget_port_counters, port)
+
+
+def _told(step: Callable[..., None], *arguments: object) -> None:
+    try:
+        step(*arguments)
+    except BpfError as error:
+        log.error("%s", error)
