@@ -229,6 +229,7 @@ class AddressCensus:
         """
         self.cancel(guest_id, now)
         wanted = [] if preferred is None else [preferred]
+        wanted += [address for address, (_, former) in self._released.items() if former == guest_id]
         pending = _Pending(
             subnet, vmac, guest_id, identity, born, fixed is not None, wanted, _Phase.CENSUS, now + CENSUS_S
         )

@@ -108,6 +108,15 @@ def first_choice(vmac: bytes = VMAC, guest_id: int = GUEST) -> bytes:
     return event.address
 
 
+def test_the_former_guest_of_an_address_in_quarantine_here_gets_it_back(a: Host):
+    former = PLAN.address(SUBNET, 200)
+    assert former != first_choice()
+    a.census.release(former, 0.0, guest_id=GUEST)
+    a.census.begin(SUBNET, VMAC, GUEST, 0.0)
+    Wire(a).run(1.0)
+    assert a.events() == [Chosen(GUEST, former), Confirmed(GUEST, former)]
+
+
 def test_lone_host_chooses_after_the_census_and_confirms_after_600_ms(a: Host):
     wire = Wire(a)
     a.census.begin(SUBNET, VMAC, GUEST, 0.0)
