@@ -25,6 +25,7 @@ COLD = tuple(BareSpec(f"cold{n}", "B", "shop", "db", f"10.1.2.{80 + n}") for n i
 CAST = (MAL, DRY, LOUD, NEAR, NEXT, FAR, DB, *COLD)
 FLOODERS = ("mal", "dry", "loud")
 SECONDS = 4.0
+RATES = {"mal": (5000, 2000), "dry": (20, 20), "loud": (200, 100)}  # what the kernel lets through of each, and at once
 PORT_MISSES_PER_S, HOST_MISSES_PER_S, ASKINGS = 20, 50, 3  # core/discovery/limits.py
 
 # Sends the frames of a file, one a line in hex, over and over; prints how many in all.
@@ -127,7 +128,8 @@ def test_neighbours_lose_nothing_and_misses_stay_within_their_limits(
         time.sleep(ASKINGS * 0.2)
         frames = wire.frames()
     asked = requests(frames, crowd.pmacs["A"])
-    lost = {k: v - before[k] for k, v in crowd.slow_path("A").items() if k in ("queue_lost", "socket_lost")}
+    used = {k: v - before[k] for k, v in crowd.slow_path("A").items()}
+    lost = {k: used[k] for k in ("queue_lost", "socket_lost")}
     with capsys.disabled():
         print(f"\n    {kind}: {sum(sent) / SECONDS:.0f} frames/s sent, {len(asked) / took_s:.0f} requests/s")
         for name, steady in (("same host", same_host), ("other host", same_subnet), ("routed", routed)):
@@ -136,6 +138,8 @@ def test_neighbours_lose_nothing_and_misses_stay_within_their_limits(
         assert steady.result.received == steady.result.sent == SECONDS * 10, steady.result.output[-500:]
     assert lost == {"queue_lost": 0, "socket_lost": 0}
     assert min(sent) > 40 * at_once * SECONDS
+    rates = [RATES["mal" if kind == "three scans" else name] for name in FLOODS[kind]]
+    assert used["from_guest"] <= sum(rate * took_s + burst for rate, burst in rates) + 6 * SECONDS * 10
     limit = min(HOST_MISSES_PER_S, PORT_MISSES_PER_S * len(FLOODS[kind]))
     if kind == "DHCP":
         limit = 0
