@@ -39,6 +39,8 @@ SWITCH = "sw0"
 LOCKS = Path("/run/lock")
 PROGRAMS = ("ip", "nsenter", "unshare", "libvirtd", "virsh", "qemu-system-x86_64", "tcpdump", "sysctl", "nft")
 SYSCTL_NO_IPV6 = "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1; ip link set lo up"
+QUIET_SWITCH = "for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 >$f; done"
+"""A real switch looks at no IP header: br_netfilter would drop malformed packets on the way."""
 AGENT = "agent"
 PLAIN = "plain"
 
@@ -200,6 +202,7 @@ class Lab:
             f"link add {SWITCH} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
             f"link set {SWITCH} up",
         )
+        self.switch.run("sh", "-c", QUIET_SWITCH)
 
     def _attach(self, member: Namespaces, plan: HostPlan) -> None:
         """Join a namespace's uplink to the switch."""
