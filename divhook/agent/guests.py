@@ -237,9 +237,9 @@ class Guests:
                 self._started(nic)
 
     def resumed(self, guest_uuid: str) -> None:
-        """libvirt: the guest runs here from now on."""
+        """libvirt: the guest runs here from now on. Comes at a plain start too, a little before its `started` hook."""
         for nic in self.of(guest_uuid):
-            if nic.incoming and nic.phase is Phase.PLUGGED:
+            if nic.phase is Phase.PLUGGED and not nic.started:
                 self._started(nic)
 
     def _started(self, nic: Nic) -> None:
@@ -297,18 +297,20 @@ class Guests:
         if nic is not None and nic.phase is not Phase.PREPARED:
             self._heal(nic, paused)
             return
+        before = self._port_before(wanted)
+        runs = not paused or before in (PortState.ACTIVE, PortState.FENCED)  # else it starts, or comes in, just now
         try:
             if nic is None:
                 nic = self._place_again(domain, wanted)
-                nic.began_s = listed_s
+                nic.began_s, nic.incoming = listed_s, paused and before is PortState.INCOMING
                 self._nics[nic.key] = nic
-                if self.reconciled or not self._addresses.reclaim(nic):
+                if self.reconciled or not runs or not self._addresses.reclaim(nic):
                     self._ask(nic)
             await self._plug(nic, wanted)
             if nic.address is not None and self._claim_state(nic) is ClaimState.FENCED:
                 nic.started, nic.phase = True, Phase.RUNNING
                 self._put(nic, PortState.FENCED)
-            elif nic.phase is Phase.PLUGGED:
+            elif runs:
                 self._started(nic)
         except BaseException:
             if nic is not None:
@@ -332,7 +334,7 @@ class Guests:
         """A restarted agent leaves a guest that runs where it is, whatever the files and its metadata say by now."""
         reserved = self._registry.find(domain.uuid, wanted.mac)
         subnet = self.configuration.subnet(reserved.subnet) if reserved is not None else None
-        if self.reconciled or reserved is None or subnet is None or not self._has_port(wanted):
+        if self.reconciled or reserved is None or subnet is None or self._port_before(wanted) is None:
             return self._place(domain, wanted)
         try:
             nic = self._place(domain, wanted)
@@ -347,8 +349,9 @@ class Guests:
         log.warning("%s keeps its place in %s until its next start: %s", nic, subnet, reason)
         return nic
 
-    def _has_port(self, wanted: DomainNic) -> bool:
-        return any(entry.vmac == wanted.mac for entry in self._programs.ports().values())
+    def _port_before(self, wanted: DomainNic) -> PortState | None:
+        """What the NIC's port was to the agent that ran before this one: its map is still there."""
+        return next((entry.state for entry in self._programs.ports().values() if entry.vmac == wanted.mac), None)
 
     def at_rest(self, guest: Guest) -> None:
         """A guest that is defined and does not run: addresses of NICs that it has no more are free."""
