@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 from collections import Counter
 from pathlib import Path
@@ -15,12 +16,12 @@ SETTLE_S = 45.0
 """Longer than a reconcile interval."""
 PARTS = {
     "links": "ip -o link | sed 's/^[0-9]*: //; s/: <.*//' | sort",
-    "nft": "nft -s list ruleset",
+    "nft": "nft -s list ruleset | grep -v '^#'",
     "iptables": "iptables-save | grep -v '^[#:]'",
     "tc": "tc qdisc show | sed 's/ [0-9a-f]*: dev/ dev/' | sort; bpftool net show | sed 's/ id [0-9]*//; s/([0-9]*)//'",
-    "routes": "ip route show table all; ip rule",
+    "routes": "{ ip route show table all; ip rule; } | sort",
     "addresses": "ip -o address | sed 's/^[0-9]*: //'",
-    "memberships": "ip maddress show dev up0",
+    "memberships": "ip maddress show dev up0 | sort",
     "bpffs": "find /sys/fs/bpf -path '*divhook*' | sort",
     "run": "find /run/divhook | sort",
 }
@@ -39,8 +40,10 @@ def _run(host: LabHost, commands: dict[str, str]) -> dict[str, str]:
 
 
 def system(host: LabHost) -> dict[str, str]:
-    """Links, rules, filters, routes, addresses, pins and sockets."""
-    return _run(host, PARTS)
+    """Links, rules, filters, routes, addresses, pins and sockets. Tables of nft in the order of their names."""
+    parts = _run(host, PARTS)
+    tables = re.split(r"^(?=table )", parts["nft"], flags=re.MULTILINE)
+    return {**parts, "nft": "".join(sorted(text.strip() + "\n" for text in tables))}
 
 
 def _map(text: str) -> Any:
@@ -99,16 +102,20 @@ def memory_kib(host: LabHost) -> int:
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS"))
 
 
+def _by_nic(row: dict[str, Any]) -> str:
+    return str(row["nic"])
+
+
 def everything(host: LabHost) -> dict[str, Any]:
-    """All of it, without what only ages: quarantine and former claims."""
+    """All of it but what only ages (quarantine, former claims), in an order that is not that of the guests' coming."""
     leases = [{k: v for k, v in row.items() if k != "remaining_s"} for row in rows(host, "leases")]
     return {
         **system(host),
         **kernel_maps(host),
         "reservations": registry(host, "reservation"),
         "saved leases": [address for address, _ in registry(host, "lease")],
-        "endpoints": rows(host, "endpoints"),
-        "leases": leases,
+        "endpoints": sorted(rows(host, "endpoints"), key=_by_nic),
+        "leases": sorted(leases, key=_by_nic),
         "guests": sorted(host.guests()),
     }
 
