@@ -393,15 +393,19 @@ class Guests:
         if nic.port:
             self._ports.remove(nic)
         self._addresses.let_go(nic)
-        try:
-            self._join()
-        except FAULTS as error:
-            log.error("%s: %s", nic, error)
+        self._join_told()
         self._dataplane.inject(self._dataplane.now(), [])
 
     def keep_true(self) -> None:
-        """Bring the kernel's ports back to what they must be."""
+        """Bring the kernel's ports and the uplink's groups back to what they must be."""
         self._ports.keep_true(self._nics.values())
+        self._join_told()
+
+    def _join_told(self) -> None:
+        try:
+            self._join()
+        except FAULTS as error:
+            log.error("%s", error)
 
     def _tell(self, key: Key, text: str) -> None:
         if self._told.get(key) != text:

@@ -6,6 +6,7 @@ import logging
 import pytest
 from agent_fakes import WEB, Card, Lan, settle, story, vm
 
+from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import FROM_GUEST
 from divhook.adapters.libvirt import EventKind
 from divhook.adapters.links import LinkEvent
@@ -170,6 +171,27 @@ async def test_a_kernel_that_refuses_an_adoption_leaves_nothing_and_is_asked_aga
     await host.agent.reconcile()
     await settle()
     assert host.port(web).state is PortState.ACTIVE
+
+
+@story
+async def test_a_nic_that_the_kernel_refuses_costs_the_guests_other_nic_nothing(
+    lan: Lan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, web = await lan.host(), vm(1, cards=2)
+    await host.start(web)
+    await settle()
+    first, attach = host.nic(web).ifindex, host.programs.attach_port
+
+    def refuses(ifindex: int) -> None:
+        if ifindex == first:
+            raise BpfError("the kernel refuses this one")
+        attach(ifindex)
+
+    monkeypatch.setattr(host.programs, "attach_port", refuses)
+    await host.restart()
+    assert [nic.mac for nic in host.agent.guests.all()] == [web.cards[1].octets]
+    assert host.port(web, 1).state is PortState.ACTIVE
+    assert errors(caplog) == ["NIC stays without network: the kernel refuses this one"]
 
 
 @story

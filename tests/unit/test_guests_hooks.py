@@ -228,7 +228,7 @@ async def test_a_kernel_that_refuses_removal_is_asked_again_by_reconcile(lan: La
     before = host.traces()
     await host.start(web)
     await settle()
-    with host.refusing("detach_port", "remove_port"):
+    with host.refusing("detach_port", "remove_port", "set_groups"):
         await host.shut(web)
     assert host.agent.guests.all() == []
     assert host.programs.entries != {}
@@ -374,6 +374,23 @@ async def test_a_late_event_of_the_last_life_does_not_end_the_next(lan: Lan) -> 
     await settle()
     assert host.port(web).state is PortState.ACTIVE
     assert host.reserved() == {"vm1": host.address(web)}
+
+
+@story
+async def test_a_transient_guest_that_is_made_again_meanwhile_keeps_its_address(lan: Lan) -> None:
+    host, web = await lan.host(), vm(1)
+    await host.start(web)
+    await settle()
+    address = host.address(web)
+    await host.shut(web)
+    host.libvirt.vms.clear()
+    host.libvirt.slow_s = 0.1
+    host.event(EventKind.STOPPED, web)
+    await settle(0.05)
+    await host.start(web)
+    await settle()
+    assert (host.port(web).state, host.reserved()) == (PortState.ACTIVE, {"vm1": address})
+    assert host.agent.registry.quarantined(0) == {}
 
 
 @pytest.mark.parametrize("kind", [EventKind.STOPPED, EventKind.UNDEFINED])
