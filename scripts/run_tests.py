@@ -25,7 +25,7 @@ MEASURED = tuple(
 
 def run(tiers: list[str], report: Path, extra: list[str]) -> int:
     """One pytest process over some tiers; its exit code. The JUnit report goes to `report`."""
-    command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", *extra]
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "junit_family=xunit1", f"--junit-xml={report}", *extra]
     return subprocess.run([*command, *(f"tests/{tier}" for tier in tiers)], cwd=ROOT, check=False).returncode
 
 
