@@ -41,6 +41,7 @@ class EventKind(Enum):
     UNDEFINED = "undefined"
     DEVICE_ADDED = "device-added"
     DEVICE_REMOVED = "device-removed"
+    METADATA_CHANGED = "metadata-changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,7 @@ class LibvirtWatch:
         connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._device, EventKind.DEVICE_REMOVED
         )
+        connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._metadata, None)
         self._connection = connection
         self._on_event(GuestEvent(EventKind.CONNECTED))
 
@@ -189,6 +191,9 @@ class LibvirtWatch:
 
     def _device(self, _connection: Any, domain: Any, alias: str, kind: EventKind) -> None:
         self._on_event(GuestEvent(kind, domain.name(), domain.UUIDString(), alias))
+
+    def _metadata(self, _connection: Any, domain: Any, _kind: int, namespace: str | None, _opaque: Any) -> None:
+        self._on_event(GuestEvent(EventKind.METADATA_CHANGED, domain.name(), domain.UUIDString(), namespace or ""))
 
 
 def _describe(domain: Any) -> Guest:

@@ -15,7 +15,7 @@ from divhook.agent.control import RequestError
 from divhook.agent.dataplane import Dataplane
 from divhook.agent.nic import Nic, Phase, guest_id_of
 from divhook.agent.registry import Registry, RegistryError, Reservation
-from divhook.core.addressing import Address, Mac, address_text, mac_text
+from divhook.core.addressing import Address, Mac, SubnetId, address_text, mac_text
 from divhook.core.census import QUARANTINE_S, AddressCensus
 from divhook.core.discovery import ClaimState, Discovery
 
@@ -44,6 +44,10 @@ class Addresses:
     @property
     def _census(self) -> AddressCensus:
         return self._dataplane.census
+
+    def subnets(self) -> set[SubnetId]:
+        """Where an address is reserved for a guest of this host, running or not: it is defended there."""
+        return {entry.subnet for entry in self._registry.reservations()}
 
     # ------------------------------------------------------------------ getting one
 
@@ -142,6 +146,14 @@ class Addresses:
                 self._registry.release(*nic.key)
                 self._census.release(nic.address, self._dataplane.now(), 0.0)
         nic.address, nic.known, nic.confirmed = None, False, False
+
+    def outranked(self, nic: Nic) -> None:
+        """Another guest holds the address by a better claim: it is that guest's, here too."""
+        assert nic.address is not None
+        now = self._dataplane.now()
+        self._registry.save_lease(nic.address, None)
+        self._discovery.withdraw(nic.address, now, gone=False)
+        self.lost(nic)
 
     def decline(self, nic: Nic) -> bool:
         """The guest found somebody else at its address (RFC 2131 §3.1): quarantine. False where it keeps it."""

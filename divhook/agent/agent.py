@@ -30,6 +30,7 @@ from divhook.agent.dataplane import Dataplane
 from divhook.agent.guests import Guests
 from divhook.agent.registry import Registry, RegistryError
 from divhook.agent.topology import topology_of
+from divhook.config import domain
 from divhook.config.configuration import Configuration
 from divhook.config.load import load
 from divhook.config.problems import ConfigError
@@ -47,6 +48,7 @@ FILES_POLL_S = 1.0
 RULES_POLL_S = 1.0
 ADOPT_DELAYS_S = (0.3, 0.7, 2.0)
 """When to ask libvirt for the guest of a new tap. A tap of a guest that starts is known by then, through its hook."""
+SHOWS_ANOTHER_GUEST = (EventKind.CONNECTED, EventKind.DEVICE_ADDED, EventKind.DEVICE_REMOVED)
 HIGHEST_STAMP = "highest stamp"
 BPFFS = Path("/sys/fs/bpf")
 
@@ -165,6 +167,8 @@ class Agent:
         limits = Limits(misses_per_s_port=host.limits.miss_pps_port, misses_per_s_host=host.limits.miss_pps_host)
         discovery = Discovery(self.uplink.mac, plan, random.SystemRandom(), offset_us, limits)
         discovery.restore(self.registry.claims(), self.registry.get(HIGHEST_STAMP))
+        for pmac in self.programs.peers():  # an agent before this one had proof
+            discovery.known_peer(pmac)
         ether_type = 0x88B5 if host.discovery.ethertype == "0x88b5" else 0x0806
         authenticator = Authenticator(self.uplink.mac, keys, secrets.randbits(64), host.cluster, ether_type)
         topology = topology_of(self.configuration, self.uplink.mtu)
@@ -242,7 +246,9 @@ class Agent:
             self._loop.call_soon_threadsafe(self._from_libvirt, event)
 
     def _from_libvirt(self, event: GuestEvent) -> None:
-        if event.kind in (EventKind.CONNECTED, EventKind.DEVICE_ADDED, EventKind.DEVICE_REMOVED):
+        if event.kind in SHOWS_ANOTHER_GUEST or (
+            event.kind is EventKind.METADATA_CHANGED and event.detail == domain.NAMESPACE
+        ):
             self._spawn(self.reconcile())
         elif event.kind is EventKind.RESUMED:
             self.guests.resumed(event.guest_uuid)

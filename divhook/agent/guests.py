@@ -175,7 +175,8 @@ class Guests:
 
     def _join(self) -> None:
         waiting = [n.placement.id for n in self._nics.values() if n.phase is Phase.PREPARED]
-        self._dataplane.join_groups([*self._dataplane.active_subnets(), *waiting])
+        subnets = {*self._dataplane.active_subnets(), *waiting, *self._addresses.subnets()}
+        self._dataplane.join_groups(sorted(subnets))
 
     async def plug(self, domain: Domain) -> None:
         """The taps exist: make them ports. All or nothing. Raises RequestError where an address was objected to."""
@@ -364,6 +365,7 @@ class Guests:
     def _absent(self, domain: Domain) -> None:
         present = {wanted.mac for wanted in domain.nics} | {nic.mac for nic in self.of(domain.uuid)}
         self._addresses.absent(domain.uuid, present)
+        self._join_told()
 
     async def ended(self, guest_uuid: str, seen_s: float, defined: bool) -> None:
         """The guest did not run at seen_s, or was not even defined; its next start may have begun since."""
@@ -371,6 +373,7 @@ class Guests:
             self.unplug(guest_uuid, seen_s)
             if not defined and not self.of(guest_uuid):
                 self._addresses.undefined(guest_uuid)
+                self._join_told()
 
     def unplug(self, guest_uuid: str, seen_s: float = math.inf) -> None:
         """The guest was not here any more at seen_s; its next start may have begun since. Its reservations stay."""
@@ -445,7 +448,18 @@ class Guests:
         nic = next((n for n in self._nics.values() if n.address == event.address), None)
         if nic is None or not nic.port:
             return
-        if isinstance(event, Fenced):
+        if isinstance(event, Fenced) and not nic.fixed and event.owner.guest_id != nic.guest_id:
+            log.error(
+                "%s: address %s belongs to another guest (NIC %s) on host %s: choosing another; the guest learns of "
+                "it when its DHCP client renews",
+                nic,
+                address_text(event.address),
+                mac_text(event.owner.vmac),
+                mac_text(event.owner.host),
+            )
+            self._addresses.outranked(nic)
+            self._choose_again(nic)
+        elif isinstance(event, Fenced):
             log.error(
                 "%s: FENCED: host %s holds a better claim on %s; nothing passes until it gives it up",
                 nic,
@@ -464,9 +478,13 @@ class Guests:
             return
         leases.save(self._registry, self._dataplane.pipeline.dhcp, nic, self._dataplane.now())
         if event.kind is LeaseChange.DECLINED and self._addresses.decline(nic):
-            nic.phase = Phase.PLUGGED
-            self._put(nic, PortState.TENTATIVE)
-            self._ask(nic)
+            self._choose_again(nic)
+
+    def _choose_again(self, nic: Nic) -> None:
+        """A running guest needs another address."""
+        nic.phase = Phase.PLUGGED
+        self._put(nic, PortState.TENTATIVE)
+        self._ask(nic)
 
     def restore_leases(self) -> None:
         """After a restart: clients that renew find their leases."""

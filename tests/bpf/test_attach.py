@@ -280,6 +280,15 @@ def test_groups_become_exactly_what_is_set(tables: Programs) -> None:
 def test_peers_beyond_the_bound_push_out_others(tables: Programs) -> None:
     for number in range(layout.MAX_PEERS + 100):
         tables.add_peer(b"\x02\x77" + number.to_bytes(4, "big"))
+    assert len(tables.peers()) <= layout.MAX_PEERS
+
+
+def test_peers_are_there_for_the_next_load_until_they_are_removed(tables: Programs) -> None:
+    before = set(tables.peers())
+    tables.add_peer(b"\x02\x79\x01\x02\x03\x04")
+    assert set(tables.peers()) - before == {b"\x02\x79\x01\x02\x03\x04"}
+    tables.remove_peer(b"\x02\x79\x01\x02\x03\x04")
+    assert set(tables.peers()) == before
 
 
 def test_counters_of_one_port_are_forgotten_and_others_stay(tables: Programs) -> None:

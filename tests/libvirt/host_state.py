@@ -125,13 +125,16 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tupl
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
-def assert_back(host: LabHost, before: dict[str, Any], timeout_s: float = SETTLE_S, without: str = "") -> None:
-    """Everything is as it was, at the latest after `timeout_s`; `without` one part."""
+def assert_back(
+    host: LabHost, before: dict[str, Any], timeout_s: float = SETTLE_S, without: tuple[str, ...] = ()
+) -> None:
+    """Everything is as it was, at the latest after `timeout_s`; `without` some parts."""
     left: dict[str, tuple[Any, Any]] = {}
 
     def is_back() -> bool:
         left.update(differences(before, everything(host)))
-        left.pop(without, None)
+        for part in without:
+            left.pop(part, None)
         return not left
 
     assert wait_until(lambda: left.clear() or is_back(), timeout_s, 0.2), left

@@ -29,7 +29,7 @@ from divhook.agent import dataplane as dataplane_module
 from divhook.agent.agent import Agent, Paths, read_key
 from divhook.agent.nic import Nic
 from divhook.config.load import load
-from divhook.core.addressing import Address, Mac, SubnetId, parse_mac
+from divhook.core.addressing import Address, Mac, SubnetId, group_mac, parse_mac
 from divhook.core.endpoint import Endpoint
 from divhook.core.keys import new_key_text
 
@@ -163,7 +163,7 @@ class FakePrograms:
         self.entries: dict[int, PortEntry] = {}
         self.on: dict[int, str] = {UPLINK_IFINDEX: FROM_WIRE}
         self.groups: set[Mac] = set()
-        self.peers: set[Mac] = set()
+        self.proven: set[Mac] = set()
         self.forgotten: list[int] = []
         self.fail: set[str] = set()
 
@@ -201,10 +201,13 @@ class FakePrograms:
         self.groups = set(groups)
 
     def add_peer(self, pmac: Mac) -> None:
-        self.peers.add(pmac)
+        self.proven.add(pmac)
+
+    def peers(self) -> list[Mac]:
+        return sorted(self.proven)
 
     def remove_peer(self, pmac: Mac) -> None:
-        self.peers.discard(pmac)
+        self.proven.discard(pmac)
 
     def forget_port_counters(self, port_id: int) -> None:
         self.forgotten.append(port_id)
@@ -441,8 +444,10 @@ class Host:
         return [frame for ifindex, frame in self.sent.frames if ifindex == self.nic(vm).ifindex]
 
     def traces(self) -> dict[str, Any]:
-        """Everything that a guest may leave on the host, but its reservations."""
+        """Everything that a guest may leave on the host, but its reservations and the groups that defend them."""
         agent, plane = self.agent, self.agent.dataplane
+        defended = {group_mac(entry.subnet) for entry in agent.registry.reservations()}
+        assert defended <= plane.groups
         census: Any = plane.census
         return {
             "nics": agent.guests.all(),
@@ -453,8 +458,8 @@ class Host:
             "ifindex_of": dict(plane.ifindex_of),
             "map": self.programs.ports(),
             "attached": self.programs.attached(),
-            "groups": plane.groups,
-            "map groups": self.programs.groups,
+            "groups": plane.groups - defended,
+            "map groups": self.programs.groups - defended,
             "pending": dict(census._pending),
             "active": dict(census._active),
             "claims": [c.address for c in plane.pipeline.discovery.claims()],

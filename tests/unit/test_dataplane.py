@@ -8,6 +8,7 @@ import pytest
 from agent_fakes import DB, UPLINK_IFINDEX, WEB, Host, Lan, settle, story, vm
 
 from divhook.adapters.bpf.errors import BpfError
+from divhook.adapters.libvirt import EventKind
 from divhook.agent import dataplane as dataplane_module
 from divhook.agent.dataplane import Dataplane
 from divhook.core.addressing import ALL_HOSTS_GROUP, ZERO_ADDRESS, Address, group_mac, parse_address, parse_mac, rmac
@@ -289,7 +290,7 @@ async def test_a_frame_sealed_with_another_key_changes_nothing_and_is_counted(la
     await a.start(vm(1))
     await b.start(vm(2))
     await settle(2)
-    assert (a.programs.peers, b.programs.peers) == (set(), set())
+    assert (a.programs.proven, b.programs.proven) == (set(), set())
     assert drops(a)[0, int(DropReason.DISCOVERY_AUTH)][0] > 0
 
 
@@ -301,7 +302,7 @@ async def test_the_table_of_known_peers_is_bounded(lan: Lan, monkeypatch: pytest
     for number in range(5):
         plane._peer(bytes([2, 0, 0, 0, 0, number]))
     assert len(plane._known_peers) <= 3
-    assert len(host.programs.peers) == 5
+    assert len(host.programs.proven) == 5
 
 
 @story
@@ -322,7 +323,7 @@ async def test_every_frame_to_the_wire_has_our_own_mac_and_a_discovery_message_o
 
 
 @story
-async def test_groups_are_those_of_ports_and_of_guests_that_start(lan: Lan) -> None:
+async def test_groups_are_those_of_ports_of_guests_that_start_and_of_reserved_addresses(lan: Lan) -> None:
     host, web, db = await lan.host(), vm(1), vm(2, place="shop/db")
     plane, groups = host.agent.dataplane, plane_groups(host)
     assert groups() == {ALL_HOSTS_GROUP}
@@ -331,8 +332,12 @@ async def test_groups_are_those_of_ports_and_of_guests_that_start(lan: Lan) -> N
     assert groups() == {ALL_HOSTS_GROUP, group_mac(WEB), group_mac(DB)}
     await host.shut(db)
     await host.shut(web)
-    assert groups() == {ALL_HOSTS_GROUP}
+    assert groups() == {ALL_HOSTS_GROUP, group_mac(WEB)}  # web is defined, and its address defended
     assert plane.active_subnets() == []
+    host.libvirt.vms.clear()
+    host.event(EventKind.UNDEFINED, web)
+    await settle(1)
+    assert groups() == {ALL_HOSTS_GROUP}
 
 
 @story

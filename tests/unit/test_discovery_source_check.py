@@ -46,6 +46,20 @@ def test_nothing_is_delivered_but_from_the_host_of_a_usable_entry():
         assert (decide(facts).action is Action.DELIVER) == (facts.holder and not facts.local)
 
 
+def test_peer_of_the_agents_former_life_is_asked_and_not_refused():
+    wire = Wire(HOST_A, HOST_B)
+    wire.start_web(HOST_A)
+    wire.start_db(HOST_B)
+    wire.run(1)
+    wire.hosts[HOST_B].forget_peer(HOST_A)
+    wire.hosts[HOST_B].neighbours.remove(WEB)
+    assert check(wire, HOST_A) is DropReason.UNKNOWN_HOST
+    wire.hosts[HOST_B].known_peer(HOST_A)
+    assert check(wire, HOST_A, held="frame") is Outcome.PENDING
+    wire.run(1)
+    assert wire.of(HOST_B, SourceConfirmed) == [SourceConfirmed(WEB, HOST_A, ("frame",))]
+
+
 def test_source_that_is_active_here_is_spoofed(wire):
     assert check(wire, HOST_A, DB, "frame") is DropReason.SPOOF_LOCAL
     assert wire.hosts[HOST_B].messages_to_send() == []

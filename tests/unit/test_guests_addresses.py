@@ -6,13 +6,13 @@ from ipaddress import IPv4Network
 
 import pytest
 from agent_fakes import DB, SHOP_YAML, WEB, Host, Lan, Vm, settle, story, vm
-from dhcp_bytes import DECLINE, DISCOVER, REQUEST, bootp, packet, tlv
+from dhcp_bytes import DECLINE, DISCOVER, NAK, REQUEST, bootp, packet, tlv
 
 from divhook.adapters.libvirt import EventKind
 from divhook.agent.addresses import MAX_DECLINES
 from divhook.agent.control import RequestError
 from divhook.agent.nic import Phase
-from divhook.core.addressing import Address, parse_address
+from divhook.core.addressing import Address, address_text, parse_address
 from divhook.core.census import QUARANTINE_S, Chosen, Confirmed, Lost, Refused
 from divhook.core.endpoint import PortState
 
@@ -199,6 +199,28 @@ async def test_a_lease_is_saved_and_restored_and_ends_with_its_guest(lan: Lan) -
     assert restored.remaining_s == pytest.approx(lease.remaining_s, abs=5)
     await host.shut(web)
     assert host.traces()["leases"] == ([], {})
+
+
+@story
+async def test_after_a_partition_the_younger_guest_with_a_chosen_address_gets_another(lan: Lan) -> None:
+    a, b, oracle = await lan.host(), await lan.host(), await lan.host()
+    lan.cut.update((b, oracle))
+    web = vm(1)
+    wanted = await running(oracle, web)  # what the hash of its MAC gives where nothing is taken
+    elder = vm(2, address=address_text(wanted))
+    await b.start(elder)
+    await settle()
+    assert await running(a, web) == wanted
+    assert bound(a, web) == wanted
+    lan.cut.discard(b)
+    await settle(700)  # claims are repeated
+    fresh = a.address(web)
+    assert (b.address(elder), b.port(elder).state) == (wanted, PortState.ACTIVE)
+    assert fresh != wanted
+    assert (a.port(web).state, a.reserved()) == (PortState.ACTIVE, {web.name: fresh})
+    a.said(web, dhcp(web, REQUEST, wanted), group=True)  # the client reboots, or asks again
+    assert b"\x35\x01" + NAK in a.answers(web)[-1]
+    assert bound(a, web) == fresh
 
 
 @story

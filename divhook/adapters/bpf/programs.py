@@ -187,6 +187,10 @@ class Programs:
         """An authenticated peer: its frames use the peers' share. The least recently used goes where full."""
         self._maps["peers"].put(_mac_key(pmac), _PRESENT)
 
+    def peers(self) -> list[Mac]:
+        """The peers that are there, also from before this load."""
+        return [bytes(layout.MacKey.from_buffer_copy(key).mac.octets) for key in self._maps["peers"].all_keys()]
+
     def remove_peer(self, pmac: Mac) -> None:
         """No peer any more; no error where it was none."""
         self._maps["peers"].delete(_mac_key(pmac))

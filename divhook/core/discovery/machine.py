@@ -148,6 +148,13 @@ class Discovery:
         here = local is not None and local.state is not ClaimState.TENTATIVE
         return self._checks.check(pmac, source, target, now, held, here, pmac in self._peers)
 
+    def known_peer(self, pmac: Mac) -> None:
+        """A host that had proved itself before this start: its data frames are held and asked about, not refused."""
+        self._peers[pmac] = None
+        self._peers.move_to_end(pmac)
+        if len(self._peers) > self.limits.peers:
+            self._peers.popitem(last=False)
+
     def forget_peer(self, pmac: Mac) -> None:
         """The host lost its key: its data frames are a stranger's from now on, where no entry names it."""
         self._peers.pop(pmac, None)
@@ -164,10 +171,7 @@ class Discovery:
         """An authenticated message. Types that are not discovery's own (challenges, census) only show a peer."""
         if message.source == self._seam.pmac:
             return
-        self._peers[message.source] = None
-        self._peers.move_to_end(message.source)
-        if len(self._peers) > self.limits.peers:
-            self._peers.popitem(last=False)
+        self.known_peer(message.source)
         claim = message.claim
         if claim is not None:
             if not self._seam.acceptable(claim):
