@@ -14,7 +14,7 @@ from divhook.hook import qemu as hook
 
 DESCRIPTION = """\
 Make this host ready: the hook below /etc/libvirt/hooks/qemu.d, the libvirt network `divhook`, the systemd unit
-divhook-agent.service (enabled and started where there is systemd and a cluster key), and /etc/divhook/cells.
+divhook-agent.service (enabled, and started where there is a cluster key), and an /etc/divhook to begin with.
 Safe to run again, also after an upgrade. Files of /etc/divhook that exist are never touched."""
 EXAMPLES = """\
 examples:
@@ -24,6 +24,7 @@ examples:
 
 HOOK = Path("/etc/libvirt/hooks/qemu.d/divhook")
 UNIT = Path("/etc/systemd/system/divhook-agent.service")
+CONFIG = Path(DEFAULT_DIRECTORY) / "divhook.yaml"
 NETWORK_XML = f"""<network>
   <name>{hook.NETWORK}</name>
   <forward mode='bridge'/>
@@ -39,17 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="below this directory; files only")
 
 
+def shipped(directory: str, name: str) -> str:
+    """A text file of the source tree, or its copy in the installed package. Raises CommandError."""
+    package = Path(divhook.__file__).parent
+    for place in (package.parent / directory / name, package / "data" / directory / name):
+        if place.exists():
+            return place.read_text()
+    raise CommandError(f"this installation lacks {directory}/{name}: install divhook again")
+
+
 def unit_text() -> str:
     """The systemd unit, with the path of this very installation. Raises CommandError."""
-    package = Path(divhook.__file__).parent
-    for directory in (package.parent / "systemd", package / "data" / "systemd"):
-        source = directory / UNIT.name
-        if source.exists():
-            program = Path(sys.prefix) / "bin" / "divhook"
-            start = f"ExecStart={program} agent"
-            lines = source.read_text().splitlines()
-            return "\n".join(start if line.startswith("ExecStart=") else line for line in lines) + "\n"
-    raise CommandError(f"this installation lacks {UNIT.name}: install divhook again")
+    start = f"ExecStart={Path(sys.prefix) / 'bin' / 'divhook'} agent"
+    lines = shipped("systemd", UNIT.name).splitlines()
+    return "\n".join(start if line.startswith("ExecStart=") else line for line in lines) + "\n"
 
 
 class _Steps:
@@ -77,6 +81,11 @@ class _Steps:
             fresh.write_text(text)
             fresh.chmod(mode)
             os.replace(fresh, target)
+
+    def directory(self, path: Path) -> None:
+        """Make a directory that may exist."""
+        if not self._dry:
+            self.path(path).mkdir(parents=True, exist_ok=True)
 
     def remove(self, path: Path) -> None:
         """Remove a file that may not exist."""
@@ -120,22 +129,25 @@ def _install(steps: _Steps, systemd: bool) -> None:
     new_hook = not steps.path(HOOK).exists()
     steps.write(HOOK, Path(hook.__file__).read_text(), 0o755)
     steps.write(UNIT, unit_text(), 0o644)
-    cells = steps.path(Path(DEFAULT_DIRECTORY) / "cells")
-    cells.mkdir(parents=True, exist_ok=True)
+    steps.directory(CONFIG.parent / "cells")
+    if not steps.path(CONFIG).exists():
+        steps.write(CONFIG, shipped("policies", CONFIG.name), 0o644)
     if not _virsh(steps, "net-info", hook.NETWORK, needed=False):
         _virsh(steps, "net-define", "/dev/stdin", stdin=NETWORK_XML)
     _virsh(steps, "net-autostart", hook.NETWORK, needed=False)
     _virsh(steps, "net-start", hook.NETWORK, needed=False)
     if systemd:
         if new_hook:  # libvirtd looks for hooks when it starts; guests run on
-            steps.command("systemctl", "try-restart", "libvirtd.service", needed=False)
+            for daemon in ("libvirtd.service", "virtqemud.service"):  # one daemon, or one per driver
+                steps.command("systemctl", "try-restart", daemon, needed=False)
         steps.command("systemctl", "daemon-reload")
-        steps.command("systemctl", "enable", UNIT.name)
+        steps.command("systemctl", "enable", "--quiet", UNIT.name)
     key = Path(HostConfig.model_fields["key_file"].default)
     if not steps.path(key).exists():
         print(f"next: put the cluster key in {key} (on the first host: `divhook key new`), describe a cell in")
         print(f"      {DEFAULT_DIRECTORY}/cells/, check both with `divhook check`, then: systemctl start {UNIT.stem}")
     elif systemd:
+        steps.command(str(Path(sys.prefix) / "bin" / "divhook"), "check")
         steps.command("systemctl", "restart", UNIT.name)
 
 

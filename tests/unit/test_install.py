@@ -16,6 +16,7 @@ def installed(root: Path) -> dict[str, int]:
 def test_install_puts_hook_and_unit_with_their_modes(tmp_path: Path) -> None:
     assert main(["install", "--root", str(tmp_path)]) == 0
     assert installed(tmp_path) == {
+        "etc/divhook/divhook.yaml": 0o644,
         "etc/libvirt/hooks/qemu.d/divhook": 0o755,
         "etc/systemd/system/divhook-agent.service": 0o644,
     }
@@ -36,7 +37,15 @@ def test_install_again_changes_nothing_and_remove_takes_it_away(
     assert capsys.readouterr().out.count("up to date") == 2
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
     assert main(["install", "--root", str(tmp_path), "--remove"]) == 0
-    assert installed(tmp_path) == {}
+    assert installed(tmp_path) == {"etc/divhook/divhook.yaml": 0o644}
+
+
+def test_a_configuration_that_exists_is_never_touched(tmp_path: Path) -> None:
+    config = tmp_path / "etc/divhook/divhook.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("uplink: eth7\n")
+    assert main(["install", "--root", str(tmp_path)]) == 0
+    assert config.read_text() == "uplink: eth7\n"
 
 
 def test_print_writes_nothing(tmp_path: Path) -> None:
