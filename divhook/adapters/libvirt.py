@@ -77,8 +77,10 @@ _LIFECYCLE = {
 class LibvirtWatch:
     """A connection that stays up, its events, and calls that do not block the caller's loop."""
 
-    def __init__(self, uri: str, on_event: Callable[[GuestEvent], None]) -> None:
+    def __init__(self, uri: str, on_event: Callable[[GuestEvent], None], network: str = "") -> None:
+        """network: name of the one that stands for the bridge; it is started where it is defined and not active."""
         self._uri = uri
+        self._network = network
         self._on_event = on_event
         self._connection: Any = None
         self._stopping = threading.Event()
@@ -176,8 +178,20 @@ class LibvirtWatch:
             None, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._device, EventKind.DEVICE_REMOVED
         )
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._metadata, None)
+        self._start_network(connection)
         self._connection = connection
         self._on_event(GuestEvent(EventKind.CONNECTED))
+
+    def _start_network(self, connection: Any) -> None:
+        """A libvirtd that starts before the bridge is there holds its network for stopped, and guests with it."""
+        try:
+            network = connection.networkLookupByName(self._network)
+            if not network.isActive():
+                network.create()
+                log.info("started libvirt's network %s", self._network)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
+                log.warning("libvirt's network %s: %s", self._network, error)
 
     def _closed(self, _connection: Any, reason: int, _opaque: Any) -> None:
         log.warning("libvirt at %s closed the connection (reason %d)", self._uri, reason)

@@ -104,7 +104,9 @@ class Agent:
         self.guests: Guests
         self.programs: Programs
         self.registry = Registry(paths.state / "registry.sqlite")
-        self.libvirt = LibvirtWatch(configuration.host.libvirt_uri, self._from_libvirt_thread)
+        self.libvirt = LibvirtWatch(
+            configuration.host.libvirt_uri, self._from_libvirt_thread, configuration.host.network
+        )
         self.rules = Rules(configuration.host.queue, configuration.host.bridge)
         self.rules_restored = 0
         self._links = Links(configuration.host.bridge)

@@ -134,8 +134,7 @@ def _install(steps: _Steps, systemd: bool) -> None:
         steps.write(CONFIG, shipped("policies", CONFIG.name), 0o644)
     if not _virsh(steps, "net-info", hook.NETWORK, needed=False):
         _virsh(steps, "net-define", "/dev/stdin", stdin=NETWORK_XML)
-    _virsh(steps, "net-autostart", hook.NETWORK, needed=False)
-    _virsh(steps, "net-start", hook.NETWORK, needed=False)
+    _virsh(steps, "net-autostart", hook.NETWORK, needed=False)  # the agent starts it, once its bridge is there
     if systemd:
         if new_hook:  # libvirtd looks for hooks when it starts; guests run on
             for daemon in ("libvirtd.service", "virtqemud.service"):  # one daemon, or one per driver

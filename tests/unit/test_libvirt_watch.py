@@ -4,6 +4,7 @@ import asyncio
 import threading
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from divhook.adapters.libvirt import EventKind, GuestEvent, LibvirtError, LibvirtWatch
@@ -45,6 +46,19 @@ def test_guests_are_listed_and_unknown_ones_are_none(tmp_path: Path) -> None:
     finally:
         watch.stop()
     assert events[0].kind is EventKind.CONNECTED
+
+
+def test_the_network_of_the_bridge_is_started_where_it_is_defined_and_stopped(tmp_path: Path) -> None:
+    node = tmp_path / "node.xml"
+    network = "<network><name>divhook</name><forward mode='bridge'/><bridge name='divbr0'/></network>"
+    node.write_text(f"<node>{network}</node>")
+    connection = libvirt.open(f"test://{node}")
+    found = connection.networkLookupByName("divhook")
+    found.destroy()
+    LibvirtWatch(f"test://{node}", lambda _event: None, "divhook")._start_network(connection)
+    assert found.isActive()
+    LibvirtWatch(f"test://{node}", lambda _event: None, "elsewhere")._start_network(connection)
+    connection.close()
 
 
 def test_without_libvirtd_the_error_names_the_uri() -> None:
