@@ -5,8 +5,6 @@ from it that the guests run, as after a restart, and adopts their NICs. No hook 
 virtio NIC's are; they get their address by DHCP (`address`) or are given the one of their metadata by hand.
 """
 
-import json
-import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,16 +149,8 @@ class BareLab(Lab):
     def drops(self, host: str) -> dict[tuple[str, str], int]:
         """Packets by (guest, reason), kernel and agent together."""
         answer = self.host(host).ask_agent({"op": "drops"})
-        rows: list[dict[str, object]] = json.loads(json.dumps(answer.get("result") or []))
         counted: dict[tuple[str, str], int] = {}
-        for row in rows:
+        for row in answer.get("result") or []:
             key = (str(row["guest"]), str(row["reason"]))
-            counted[key] = counted.get(key, 0) + int(str(row["packets"]))
+            counted[key] = counted.get(key, 0) + int(row["packets"])
         return counted
-
-    def _restore_capabilities(self, host: LabHost) -> None:
-        """No libvirtd, no capabilities."""
-
-    def clean_directory(self) -> None:
-        """Remove the directory itself after down()."""
-        shutil.rmtree(self.directory, ignore_errors=True)

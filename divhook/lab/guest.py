@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
+from divhook.config.domain import NAMESPACE as METADATA_NAMESPACE
 from divhook.lab import control
 from divhook.lab.errors import LabError
 from divhook.lab.image import Image
@@ -17,7 +18,6 @@ from divhook.lab.image import Image
 if TYPE_CHECKING:
     from divhook.lab.host import LabHost
 
-METADATA_NAMESPACE = "urn:divhook:guest:1"
 NETWORK = "divhook"
 MEMORY_MIB = 160
 BOOT_TIMEOUT_S = 240.0
