@@ -2,12 +2,13 @@
 
 import ctypes
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
 
 from divhook.abi import layout
-from divhook.abi.layout import PortBucket, WireBucket
-from divhook.core.addressing import ZERO_ADDRESS, Address, Mac
+from divhook.abi.layout import EndpointKind, PortBucket, WireBucket
+from divhook.core.addressing import ZERO_ADDRESS, Address, AddressPlan, Mac
 from divhook.core.endpoint import MAX_PORT, PortState
+from divhook.core.wire.discovery import Claim
+from divhook.core.wire.ethernet import ZERO_MAC, is_group
 
 MAX_RATE = 0xFFFFFFFF
 
@@ -62,15 +63,17 @@ STRANGER_DISCOVERY_RATE = Rate(500, 500)
 class HostEntry:
     """Map `config`: this host.
 
-    pmac: MAC of the uplink. divbr_ifindex, divbr_mac: where diverted frames go. supernet, host_bits: the address plan.
-    The rates limit what from_wire hands to the agent, for all known peers together and for all strangers together.
+    pmac, uplink_ifindex: the NIC on the wire. divbr_ifindex, divbr_mac: where diverted frames go. fastpath: whether
+    map `endpoints` is used, or every valid frame goes to the agent. The rates limit what from_wire hands to the agent,
+    for all known peers together and for all strangers together.
     """
 
     pmac: Mac
+    uplink_ifindex: int
     divbr_ifindex: int
     divbr_mac: Mac
-    supernet: IPv4Network
-    host_bits: int
+    plan: AddressPlan
+    fastpath: bool = True
     peer_ipv4_rate: Rate = PEER_IPV4_RATE
     stranger_ipv4_rate: Rate = STRANGER_IPV4_RATE
     peer_discovery_rate: Rate = PEER_DISCOVERY_RATE
@@ -83,12 +86,19 @@ class HostEntry:
         rates[WireBucket.STRANGER_IPV4] = self.stranger_ipv4_rate.pack()
         rates[WireBucket.PEER_DISCOVERY] = self.peer_discovery_rate.pack()
         rates[WireBucket.STRANGER_DISCOVERY] = self.stranger_discovery_rate.pack()
+        plan, cell_length = self.plan, self.plan.supernet.prefixlen + self.plan.cell_bits
         return layout.HostConfig(
             layout.ABI_VERSION,
+            layout.HOST_FASTPATH if self.fastpath else 0,
             self.divbr_ifindex,
-            packed_address(self.supernet.network_address.packed),
-            packed_address(self.supernet.netmask.packed),
-            packed_address(((1 << self.host_bits) - 1).to_bytes(4, "big")),
+            self.uplink_ifindex,
+            packed_address(plan.supernet.network_address.packed),
+            packed_address(plan.supernet.netmask.packed),
+            packed_address((0xFFFFFFFF << (32 - cell_length) & 0xFFFFFFFF).to_bytes(4, "big")),
+            packed_address(plan.max_host.to_bytes(4, "big")),
+            plan.host_bits,
+            plan.subnet_bits,
+            (ctypes.c_uint8 * 2)(),
             packed_mac(self.pmac),
             packed_mac(self.divbr_mac),
             rates,
@@ -115,6 +125,8 @@ class PortEntry:
     def __post_init__(self) -> None:
         if not 0 < self.port_id <= MAX_PORT:
             raise ValueError(f"port id {self.port_id} is not in 1..{MAX_PORT}")
+        if is_group(self.vmac) or self.vmac == ZERO_MAC:
+            raise ValueError(f"{self.vmac.hex(':')} is no guest's MAC")
 
     def pack(self) -> layout.Port:
         """struct port. Raises ValueError where a field is out of range."""
@@ -149,9 +161,75 @@ class PortEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class TrafficCount:
-    """What a port (0: the uplink) handed to the agent, and drops that map `drops` had no room for."""
+class LocalEndpoint:
+    """Map `endpoints`: behind a port of this host. mtu: bytes of an IP packet in its subnet."""
 
-    diverted_packets: int
-    diverted_bytes: int
-    uncounted_drops: int
+    vmac: Mac
+    ifindex: int
+    port_id: int
+    mtu: int
+    fenced: bool = False
+
+    def pack(self) -> layout.Endpoint:
+        """struct endpoint. Raises ValueError where a field is out of range."""
+        kind = EndpointKind.FENCED if self.fenced else EndpointKind.LOCAL
+        return _endpoint(kind, self.vmac, self.mtu, ifindex=self.ifindex, port_id=self.port_id)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteEndpoint:
+    """Map `endpoints`: a neighbour, as discovery has it. used_at: the programs' last use, in units of USED_SHIFT."""
+
+    claim: Claim
+    mtu: int
+    used_at: int = 0
+
+    def pack(self) -> layout.Endpoint:
+        """struct endpoint. Raises ValueError where a field is out of range."""
+        claim = self.claim
+        return _endpoint(
+            EndpointKind.REMOTE,
+            claim.vmac,
+            self.mtu,
+            stamp=claim.stamp,
+            born=claim.born,
+            guest_id=claim.guest_id,
+            identity=claim.identity,
+            host=packed_mac(claim.host),
+            used_at=self.used_at,
+        )
+
+
+EndpointEntry = LocalEndpoint | RemoteEndpoint
+
+
+def _endpoint(kind: EndpointKind, vmac: Mac, mtu: int, **fields: object) -> layout.Endpoint:
+    if not 0 <= mtu <= 0xFFFF:
+        raise ValueError(f"an MTU of {mtu} bytes is not in 0..65535")
+    return layout.Endpoint(vmac=packed_mac(vmac), mtu=mtu, kind=kind, **fields)
+
+
+def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
+    """From struct endpoint, under the key that it was found by."""
+    vmac = bytes(raw.vmac.octets)
+    if raw.kind != EndpointKind.REMOTE:
+        return LocalEndpoint(vmac, raw.ifindex, raw.port_id, raw.mtu, raw.kind == EndpointKind.FENCED)
+    host = bytes(raw.host.octets)
+    claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
+    return RemoteEndpoint(claim, raw.mtu, raw.used_at)
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficCount:
+    """What the programs handed on for a port (0: the uplink), and drops that map `drops` had no room for.
+
+    diverted: to the agent. from: came from the port, and were forwarded. to: were forwarded to it.
+    """
+
+    diverted_packets: int = 0
+    diverted_bytes: int = 0
+    from_packets: int = 0
+    from_bytes: int = 0
+    to_packets: int = 0
+    to_bytes: int = 0
+    uncounted_drops: int = 0

@@ -7,7 +7,7 @@ BTF of the object. Fields that end in _be hold bytes in network order, so they a
 import ctypes
 from enum import IntEnum, unique
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """Part of the pin path: programs and maps of two versions never mix."""
 
 MARK_DIVERT = 0xD1
@@ -15,11 +15,14 @@ MARK_GROUP = 0x100
 MARK_PORT_SHIFT = 16
 
 MAX_PORTS = 4096
+MAX_ENDPOINTS = 139264
 MAX_GROUPS = 4096
 MAX_PEERS = 16384
 MAX_DROP_COUNTERS = 32768
 
 BUCKETS = 4
+HOST_FASTPATH = 1
+USED_SHIFT = 30
 
 
 @unique
@@ -39,6 +42,15 @@ class WireBucket(IntEnum):
     STRANGER_IPV4 = 1
     PEER_DISCOVERY = 2
     STRANGER_DISCOVERY = 3
+
+
+@unique
+class EndpointKind(IntEnum):
+    """Where an endpoint of map `endpoints` is."""
+
+    REMOTE = 1
+    LOCAL = 2
+    FENCED = 3
 
 
 Octets4 = ctypes.c_uint8 * 4
@@ -62,10 +74,16 @@ class HostConfig(ctypes.Structure):
 
     _fields_ = (
         ("abi_version", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
         ("divbr_ifindex", ctypes.c_uint32),
+        ("uplink_ifindex", ctypes.c_uint32),
         ("supernet_be", Octets4),
         ("supernet_mask_be", Octets4),
+        ("cell_mask_be", Octets4),
         ("host_mask_be", Octets4),
+        ("host_bits", ctypes.c_uint8),
+        ("subnet_bits", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 2),
         ("pmac", Mac),
         ("divbr_mac", Mac),
         ("wire_rates", Rate * BUCKETS),
@@ -83,6 +101,25 @@ class Port(ctypes.Structure):
         ("vmac", Mac),
         ("pad", ctypes.c_uint8 * 2),
         ("rates", Rate * BUCKETS),
+    )
+
+
+class Endpoint(ctypes.Structure):
+    """struct endpoint: value of map `endpoints`"""
+
+    _fields_ = (
+        ("stamp", ctypes.c_uint64),
+        ("born", ctypes.c_uint64),
+        ("guest_id", ctypes.c_uint64),
+        ("identity", ctypes.c_uint64),
+        ("vmac", Mac),
+        ("host", Mac),
+        ("ifindex", ctypes.c_uint32),
+        ("used_at", ctypes.c_uint32),
+        ("port_id", ctypes.c_uint16),
+        ("mtu", ctypes.c_uint16),
+        ("kind", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 7),
     )
 
 
@@ -116,5 +153,9 @@ class Traffic(ctypes.Structure):
     _fields_ = (
         ("diverted_packets", ctypes.c_uint64),
         ("diverted_bytes", ctypes.c_uint64),
+        ("from_packets", ctypes.c_uint64),
+        ("from_bytes", ctypes.c_uint64),
+        ("to_packets", ctypes.c_uint64),
+        ("to_bytes", ctypes.c_uint64),
         ("uncounted_drops", ctypes.c_uint64),
     )

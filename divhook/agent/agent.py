@@ -27,6 +27,7 @@ from divhook.adapters.rules import Rules, RulesError, RulesWatcher
 from divhook.agent import systemd
 from divhook.agent.control import ControlServer, RequestError
 from divhook.agent.dataplane import Dataplane
+from divhook.agent.fastpath import FastPath
 from divhook.agent.guests import Guests
 from divhook.agent.registry import Registry, RegistryError
 from divhook.agent.topology import topology_of
@@ -145,7 +146,9 @@ class Agent:
         bpffs.ensure_bpffs(BPFFS)
         self.programs = Programs.load(bpffs.pin_dir_in(BPFFS))
         self.programs.configure(
-            HostEntry(self.uplink.mac, self.bridge.ifindex, self.bridge.mac, plan.supernet, plan.host_bits)
+            HostEntry(
+                self.uplink.mac, self.uplink.ifindex, self.bridge.ifindex, self.bridge.mac, plan, fastpath=host.fastpath
+            )
         )
         self._build(keys)
         self.programs.attach_uplink(self.uplink.ifindex)
@@ -181,6 +184,7 @@ class Agent:
                 authenticator,
                 AddressCensus(self.uplink.mac, plan, discovery),
                 self.programs,
+                FastPath(self.programs, plan, topology, discovery, host.fastpath),
                 self.uplink.ifindex,
                 self.bridge.ifindex,
                 host.queue,
@@ -306,6 +310,8 @@ class Agent:
             self.guests.reconciled = True
             self.dataplane.pipeline.discovery.ready(now)
             self.dataplane.census.ready()
+            mine = self.dataplane.pipeline.ports.at
+            self.dataplane.fastpath.adopt(now, lambda address: mine(address) is not None)
             log.info("reconciled with libvirt: %d guests run, %d NICs are ours", len(running), len(self.guests.all()))
         self.dataplane.inject(now, [])
         if self.dataplane.pipeline.topology.keys() - self.configuration.subnets.keys():  # perhaps not in use any more
@@ -486,3 +492,4 @@ class Agent:
         kept = {subnet: facts for subnet, facts in topology.items() if subnet in used}
         topology.clear()
         topology.update(kept | fresh)
+        self.dataplane.fastpath.topology_changed(self._loop.time())

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from divhook.adapters.bpf.programs import Programs
-from divhook.adapters.nfqueue import DivertQueue
+from divhook.adapters.nfqueue import BATCH, DivertQueue
 from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
+from divhook.agent.fastpath import FastPath
 from divhook.core.addressing import ALL_HOSTS_GROUP, Mac, SubnetId, group_mac
 from divhook.core.auth import MAX_PEERS, Authenticator, Opened, Refused
 from divhook.core.census import AddressCensus, CensusEvent
 from divhook.core.dhcp import LeaseEvent
-from divhook.core.discovery import Event, TentativeObjected, TentativePassed, UnknownHost
+from divhook.core.discovery import Event, NeighbourChanged, TentativeObjected, TentativePassed, UnknownHost
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState
 from divhook.core.keys import KeyRing
 from divhook.core.outputs import Drop, Output, ToGuest, ToWire
@@ -31,6 +32,8 @@ MARK_GROUP = 1 << 8
 """Mark bit: the frame's destination MAC was a group address."""
 MAX_ROUNDS = 64
 """Times in a row that the machines may answer each other before frames are read again."""
+MAX_DRAINS = 8
+"""Batches that are read from the queue before an endpoint is given to the kernel, so that frames keep their order."""
 MAX_RECENT_DROPS = 256
 """Dropped frames kept for `divhook drops --recent`."""
 
@@ -88,6 +91,7 @@ class Dataplane:
         authenticator: Authenticator,
         census: AddressCensus,
         programs: Programs,
+        fastpath: FastPath,
         uplink_ifindex: int,
         bridge_ifindex: int,
         queue_number: int,
@@ -101,6 +105,7 @@ class Dataplane:
         self.census = census
         self._talkers: tuple[Talker, ...] = (pipeline.discovery, census)
         self._programs = programs
+        self.fastpath = fastpath
         self._uplink = uplink_ifindex
         self._listener = listener
         self._sender = FrameSender()
@@ -259,6 +264,22 @@ class Dataplane:
             self._pumping = False
             self._schedule()
 
+    def _publish(self) -> bool:
+        """Give the kernel what has just been decided, once frames of those flows in the queue have been sent.
+
+        Whether there were any: they may have made new decisions.
+        """
+        decided, self.pipeline.decided = self.pipeline.decided, []
+        before = self.counters.from_guest + self.counters.from_wire
+        if any(address not in self.fastpath for address in decided):
+            for _ in range(MAX_DRAINS):
+                waiting = self.counters.from_guest + self.counters.from_wire
+                self._guarded(self._queue.read)
+                if self.counters.from_guest + self.counters.from_wire < waiting + BATCH:
+                    break
+        self._guarded(self.fastpath.used, decided, self._now)
+        return self.counters.from_guest + self.counters.from_wire > before
+
     def _round(self) -> bool:
         """Whether there was anything."""
         self.execute(self.pipeline.collect(self._now))
@@ -268,6 +289,8 @@ class Dataplane:
                 self.authenticator.challenge(event.pmac, self._now)
             elif isinstance(event, TentativePassed | TentativeObjected):
                 self.census.on_tentative(event, self._now)
+            elif isinstance(event, NeighbourChanged):
+                self._guarded(self.fastpath.changed, event, self._now)
             else:
                 self._tell(self._listener.on_discovery, event)
         found = self.census.events()
@@ -286,7 +309,7 @@ class Dataplane:
             self.counters.to_wire += 1
             if not self._sender.send(self._uplink, frame):
                 self.counters.send_failed += 1
-        return bool(frames or events or found or leases)
+        return self._publish() or bool(frames or events or found or leases)
 
     def _tell(self, listener: Callable[..., None], *what: object) -> None:
         """An event that trips over a bug of ours, or a full disk, takes no other event with it."""

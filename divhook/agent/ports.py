@@ -7,7 +7,8 @@ that one is not used again soon: frames under way still carry it.
 import logging
 from collections.abc import Callable, Iterable
 
-from divhook.abi.entries import PortEntry, Rate
+from divhook.abi.entries import LocalEndpoint, PortEntry, Rate
+from divhook.abi.layout import MAX_PORTS
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import FROM_GUEST, Programs
 from divhook.agent.control import RequestError
@@ -15,7 +16,7 @@ from divhook.agent.dataplane import Dataplane
 from divhook.agent.nic import Nic
 from divhook.agent.registry import Registry
 from divhook.config.configuration import Configuration
-from divhook.core.endpoint import MAX_PORT, Endpoint, PortState
+from divhook.core.endpoint import MAX_PORT, PORT_WIRE, Endpoint, PortState
 
 LAST_PORT = "last port"
 
@@ -52,15 +53,15 @@ class Ports:
         adopted = ports.get(nic.ifindex)
         if adopted is not None and adopted.port_id not in used and adopted.vmac == nic.mac:
             return adopted.port_id
-        used = used | {entry.port_id for entry in ports.values()}
+        slots = {port % MAX_PORTS for port in used | {PORT_WIRE} | {entry.port_id for entry in ports.values()}}
         last = self._registry.get(LAST_PORT)
         for step in range(MAX_PORT):
             port = (last + step) % MAX_PORT + 1
-            if port not in used:
+            if port % MAX_PORTS not in slots:
                 self._registry.put(LAST_PORT, port)
                 self._dataplane.forget_port(port)  # what was counted for late frames of its last owner
                 return port
-        raise RequestError(f"{nic}: this host has {MAX_PORT} ports already")
+        raise RequestError(f"{nic}: this host has {MAX_PORTS - 1} ports already")
 
     def put(self, nic: Nic, state: PortState) -> None:
         """Tell the core and the kernel of a port, of its address, or of its state. Raises RequestError or BpfError."""
@@ -76,7 +77,12 @@ class Ports:
             raise RequestError(f"{nic}: {error}") from error
         pipeline.hostnames[nic.port] = nic.placement.hostname or nic.guest
         self._dataplane.ifindex_of[nic.port] = nic.ifindex
+        shown = nic.address if state in (PortState.ACTIVE, PortState.FENCED) else None
+        self._dataplane.fastpath.remove_local(nic.port, but=shown)
         self._programs.set_port(nic.ifindex, self._entry(nic, state))
+        if shown is not None:
+            entry = LocalEndpoint(nic.mac, nic.ifindex, nic.port, mtu, fenced=state is PortState.FENCED)
+            self._dataplane.fastpath.set_local(shown, entry)
 
     def _entry(self, nic: Nic, state: PortState) -> PortEntry:
         return PortEntry(
@@ -111,10 +117,12 @@ class Ports:
             if attached.get(ifindex) != FROM_GUEST:
                 log.warning("%s: the program was missing on %s: attached again", nic, nic.ifname)
                 _told(self._programs.attach_port, ifindex)
+        _told(self._dataplane.fastpath.keep_true)
         for ifindex in ports.keys() - wanted.keys():
             self._take_off(ifindex, ports[ifindex].port_id)
 
     def _take_off(self, ifindex: int, port: int) -> None:
+        _told(self._dataplane.fastpath.remove_local, port)
         _told(self._programs.detach_port, ifindex)
         _told(self._programs.remove_port, ifindex)
         _told(self._programs.forget_port_counters, port)

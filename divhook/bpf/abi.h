@@ -15,14 +15,15 @@
 
 #include <linux/types.h>
 
-#define DIVHOOK_ABI_VERSION 1
+#define DIVHOOK_ABI_VERSION 2
 
 #define MARK_DIVERT 0xd1
 #define MARK_GROUP 0x100
 #define MARK_PORT_SHIFT 16
 
 /* Bounds of the tables. */
-#define MAX_PORTS 4096	       /* guest NICs on one host */
+#define MAX_PORTS 4096	       /* guest NICs on one host, and the uplink: ids are distinct modulo this */
+#define MAX_ENDPOINTS 139264    /* those of this host, and 131,072 neighbours */
 #define MAX_GROUPS 4096	       /* at most one per port, and the all-hosts group */
 #define MAX_PEERS 16384	       /* least recently used first out; DESIGN: 10,000 hosts */
 #define MAX_DROP_COUNTERS 32768 /* (port, reason) pairs; past it drops are counted in traffic.uncounted_drops */
@@ -128,13 +129,22 @@ struct rate {
 	__u32 burst_packets;
 };
 
+/* host_config.flags */
+#define HOST_FASTPATH 1 /* forward what map `endpoints` knows; else every valid frame is the agent's */
+
 /* Map `config`, one entry: this host. abi_version 0: not configured yet. */
 struct host_config {
 	__u32 abi_version;
+	__u32 flags;
 	__u32 divbr_ifindex;
+	__u32 uplink_ifindex;
 	__be32 supernet_be;
 	__be32 supernet_mask_be;
+	__be32 cell_mask_be; /* supernet and cell: what two addresses of one cell share */
 	__be32 host_mask_be; /* host bits of the address plan: all ones is the subnet's broadcast address */
+	__u8 host_bits;	     /* widths of the address plan, for a router's MAC */
+	__u8 subnet_bits;
+	__u8 pad[2];
 	struct mac pmac;
 	struct mac divbr_mac;
 	struct rate wire_rates[BUCKETS]; /* by enum wire_bucket */
@@ -149,6 +159,34 @@ struct port {
 	struct mac vmac;
 	__u8 pad[2];
 	struct rate rates[BUCKETS]; /* by enum port_bucket */
+};
+
+enum endpoint_kind {
+	ENDPOINT_REMOTE = 1, /* on another host; usable as discovery has it */
+	ENDPOINT_LOCAL = 2,  /* behind an active port of this host */
+	ENDPOINT_FENCED = 3, /* behind a fenced port of this host: nobody else may speak for it */
+};
+
+/* A unit of endpoint.used_at: nanoseconds of CLOCK_MONOTONIC, shifted (1.07 s). */
+#define USED_SHIFT 30
+
+/*
+ * Map `endpoints`: address → who holds it, as far as frames have needed it. The four words of the claim are the
+ * agent's own: a restarted agent takes its neighbours back from here.
+ */
+struct endpoint {
+	__u64 stamp;
+	__u64 born;
+	__u64 guest_id;
+	__u64 identity;
+	struct mac vmac;
+	struct mac host;  /* remote: pmac of its host */
+	__u32 ifindex;	  /* local: its tap */
+	__u32 used_at;	  /* remote: the last frame to or from it, written here */
+	__u16 port_id;	  /* local */
+	__u16 mtu;	  /* bytes of an IP packet in its subnet */
+	__u8 kind;
+	__u8 pad[7];
 };
 
 /* Map `buckets`: port id → the time at which each bucket is full again (virtual scheduling, as in GCRA). */
@@ -172,21 +210,30 @@ struct drop_count {
 	__u64 bytes;
 };
 
-/* Map `traffic`, per CPU: port id → what was handed to the agent. */
+/*
+ * Map `traffic`, per CPU: port id modulo MAX_PORTS → what the programs handed on; 0 is the uplink. Bytes are those of
+ * Ethernet frames as they came; a segmented frame counts its segments.
+ */
 struct traffic {
-	__u64 diverted_packets;
+	__u64 diverted_packets; /* to the agent */
 	__u64 diverted_bytes;
+	__u64 from_packets; /* came from the port, and were forwarded */
+	__u64 from_bytes;
+	__u64 to_packets; /* were forwarded to the port */
+	__u64 to_bytes;
 	__u64 uncounted_drops; /* while map `drops` was full */
 };
 
 _Static_assert(sizeof(struct mac) == 6, "mac");
 _Static_assert(sizeof(struct rate) == 8, "rate");
-_Static_assert(sizeof(struct host_config) == 32 + 8 * BUCKETS, "host_config");
-_Static_assert(__builtin_offsetof(struct host_config, wire_rates) == 32, "host_config without implicit padding");
+_Static_assert(sizeof(struct host_config) == 48 + 8 * BUCKETS, "host_config");
+_Static_assert(__builtin_offsetof(struct host_config, wire_rates) == 48, "host_config without implicit padding");
 _Static_assert(sizeof(struct port) == 24 + 8 * BUCKETS, "port");
 _Static_assert(__builtin_offsetof(struct port, rates) == 24, "port without implicit padding");
 _Static_assert(sizeof(struct buckets) == 8 * BUCKETS, "buckets");
 _Static_assert(sizeof(struct mac_key) == 8, "mac_key");
 _Static_assert(sizeof(struct drop_key) == 4, "drop_key");
 _Static_assert(sizeof(struct drop_count) == 16, "drop_count");
-_Static_assert(sizeof(struct traffic) == 24, "traffic");
+_Static_assert(sizeof(struct endpoint) == 64, "endpoint");
+_Static_assert(__builtin_offsetof(struct endpoint, pad) == 57, "endpoint without implicit padding");
+_Static_assert(sizeof(struct traffic) == 56, "traffic");

@@ -3,8 +3,8 @@
  * The tc programs: from_guest at the ingress of every port, from_wire at the ingress of the uplink.
  *
  * Default deny from a guest: what is not understood is dropped, with its reason. Default pass from the wire: what is
- * not ours goes on to the host's own stack as if there were no program. Both divert every valid frame of the virtual
- * space to the agent, by the mark (abi.h).
+ * not ours goes on to the host's own stack as if there were no program. A valid frame of the virtual space is forwarded
+ * as the agent has decided before (map `endpoints`), or else diverted to the agent, by the mark (abi.h).
  *
  * Invariants (tests/bpf):
  *  - no tagged frame, no foreign source MAC, IPv4 source, sha or spa leaves a port;
@@ -15,6 +15,7 @@
 #include "lib/arp.h"
 #include "lib/count.h"
 #include "lib/ethernet.h"
+#include "lib/forward.h"
 #include "lib/ipv4.h"
 #include "lib/limit.h"
 
@@ -37,7 +38,7 @@ static __always_inline __u32 divert_mark(__u32 port_id, bool group)
 
 /* Hand a frame from a port to the agent: into divbr0 as if addressed to it. A fenced port has DHCP alone: a NAK. */
 static __always_inline int divert(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
-				  const struct frame *frame, __u32 bucket)
+				  bool group, __u32 bucket)
 {
 	if (port->state == PORT_FENCED && bucket != BUCKET_DHCP)
 		return drop(skb, port->port_id, PORT_NOT_ACTIVE);
@@ -46,9 +47,33 @@ static __always_inline int divert(struct __sk_buff *skb, const struct host_confi
 	if (bpf_skb_store_bytes(skb, 0, &host->divbr_mac, sizeof(host->divbr_mac), 0) ||
 	    bpf_skb_change_type(skb, PACKET_HOST))
 		return drop(skb, port->port_id, INTERNAL_ERROR);
-	skb->mark = divert_mark(port->port_id, mac_is_group(&frame->ethernet.destination));
+	skb->mark = divert_mark(port->port_id, group);
 	count_diverted(skb, port->port_id);
 	return PASS;
+}
+
+/* A valid IPv4 packet from a guest. group: its frame went to a group MAC. */
+static __always_inline int guest_packet(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
+					const struct packet *packet, bool group)
+{
+	__be32 destination = packet->destination_be;
+	__be32 source = packet->source_be;
+	bool dhcp = packet_is_dhcp_request(packet) && !packet->fragment;
+	bool to_server = destination && (destination == bpf_htonl(0xffffffff) || destination == port->router_be);
+	int verdict;
+
+	/* RFC 2131 §4.1, §4.3.2: a DHCP client may have no address yet, or one from before; the agent answers, and no
+	 * frame goes on. Nothing else may speak from 0.0.0.0 (RFC 1122 §3.2.1.3). */
+	if (!(dhcp && to_server) && (!source || source != port->address_be))
+		return drop(skb, port->port_id, SPOOF_IPV4);
+	if (!dhcp && packet_touches_dhcp(packet))
+		return drop(skb, port->port_id, ROGUE_DHCP);
+	if (!dhcp && port->state == PORT_ACTIVE && host->flags & HOST_FASTPATH) {
+		verdict = forward_from_guest(skb, host, port, packet, group);
+		if (verdict != NOT_KNOWN)
+			return verdict;
+	}
+	return divert(skb, host, port, group, dhcp ? BUCKET_DHCP : BUCKET_IPV4);
 }
 
 static __always_inline int guest_ipv4(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
@@ -56,21 +81,51 @@ static __always_inline int guest_ipv4(struct __sk_buff *skb, const struct host_c
 {
 	struct packet packet = {};
 	enum drop_reason reason = packet_parse_untrusted(skb, frame->l3, &packet);
-	__be32 destination = packet.header.destination_be;
-	__be32 source = packet.header.source_be;
-	bool dhcp, to_server;
 
 	if (reason != VALID)
 		return drop(skb, port->port_id, reason);
-	dhcp = packet_is_dhcp_request(&packet) && !packet.fragment;
-	to_server = destination && (destination == bpf_htonl(0xffffffff) || destination == port->router_be);
-	/* RFC 2131 §4.1, §4.3.2: a DHCP client may have no address yet, or one from before; the agent answers, and no
-	 * frame goes on. Nothing else may speak from 0.0.0.0 (RFC 1122 §3.2.1.3). */
-	if (!(dhcp && to_server) && (!source || source != port->address_be))
-		return drop(skb, port->port_id, SPOOF_IPV4);
-	if (!dhcp && packet_touches_dhcp(&packet))
-		return drop(skb, port->port_id, ROGUE_DHCP);
-	return divert(skb, host, port, frame, dhcp ? BUCKET_DHCP : BUCKET_IPV4);
+	return guest_packet(skb, host, port, &packet, mac_is_group(&frame->ethernet.destination));
+}
+
+/* The router's MAC, or that of an endpoint that is known: told at once. Else the agent answers, or asks. */
+static __always_inline int answer_arp(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
+				      const struct arp *request)
+{
+	struct {
+		struct ethernet ethernet;
+		struct arp arp;
+	} __attribute__((packed)) reply;
+	struct mac mac;
+	__u32 bytes = skb->len;
+
+	if (request->op_be != bpf_htons(ARP_REQUEST) || !port->address_be || request->tpa_be == port->address_be ||
+	    !same_subnet(host, request->tpa_be, port->address_be))
+		return NOT_KNOWN;
+	if (request->tpa_be == port->router_be) {
+		router_mac(host, request->tpa_be, &mac);
+	} else {
+		struct endpoint *endpoint = endpoint_of(request->tpa_be);
+
+		if (!endpoint || endpoint->kind == ENDPOINT_FENCED)
+			return NOT_KNOWN;
+		if (endpoint->kind == ENDPOINT_REMOTE)
+			endpoint_used(endpoint);
+		mac = endpoint->vmac;
+	}
+	reply.ethernet.destination = port->vmac;
+	reply.ethernet.source = mac;
+	reply.ethernet.type_be = bpf_htons(TYPE_ARP);
+	reply.arp = *request;
+	reply.arp.op_be = bpf_htons(ARP_REPLY);
+	reply.arp.sha = mac;
+	reply.arp.spa_be = request->tpa_be;
+	reply.arp.tha = port->vmac;
+	reply.arp.tpa_be = request->spa_be;
+	if ((bytes != sizeof(reply) && bpf_skb_change_tail(skb, sizeof(reply), 0)) ||
+	    bpf_skb_store_bytes(skb, 0, &reply, sizeof(reply), 0))
+		return drop(skb, port->port_id, INTERNAL_ERROR);
+	count_ended(port->port_id, CONSUMED, bytes);
+	return redirect(skb, skb->ifindex);
 }
 
 static __always_inline int guest_arp(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
@@ -85,7 +140,13 @@ static __always_inline int guest_arp(struct __sk_buff *skb, const struct host_co
 		return drop(skb, port->port_id, SPOOF_ARP_SHA);
 	if (arp.spa_be != 0 && arp.spa_be != port->address_be) /* 0: a probe, RFC 5227 §2.1.1 */
 		return drop(skb, port->port_id, SPOOF_ARP_SPA);
-	return divert(skb, host, port, frame, BUCKET_ARP);
+	if (port->state == PORT_ACTIVE && host->flags & HOST_FASTPATH) {
+		int verdict = answer_arp(skb, host, port, &arp);
+
+		if (verdict != NOT_KNOWN)
+			return verdict;
+	}
+	return divert(skb, host, port, mac_is_group(&frame->ethernet.destination), BUCKET_ARP);
 }
 
 /* QEMU announces a guest that has moved here with a RARP of its own MAC; nothing else speaks RARP. */
@@ -99,7 +160,7 @@ static __always_inline int guest_rarp(struct __sk_buff *skb, const struct host_c
 		return drop(skb, port->port_id, reason);
 	if (!mac_equal(&arp.sha, &port->vmac) || !mac_equal(&arp.tha, &port->vmac))
 		return drop(skb, port->port_id, ARP_MALFORMED);
-	return divert(skb, host, port, frame, BUCKET_ARP);
+	return divert(skb, host, port, mac_is_group(&frame->ethernet.destination), BUCKET_ARP);
 }
 
 SEC("tc")
@@ -108,6 +169,8 @@ int from_guest(struct __sk_buff *skb)
 	__u32 ifindex = skb->ifindex;
 	const struct host_config *host = this_host();
 	const struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+	struct ordinary *start;
+	struct packet packet;
 	struct frame frame;
 
 	skb->mark = 0;
@@ -115,6 +178,11 @@ int from_guest(struct __sk_buff *skb)
 		return drop(skb, PORT_WIRE, PORT_UNKNOWN);
 	if (port->state < PORT_TENTATIVE || port->state > PORT_FENCED)
 		return drop(skb, port->port_id, PORT_NOT_ACTIVE);
+	start = FRAME_START(skb, struct ordinary);
+	if (start && start->headers.ethernet.type_be == bpf_htons(TYPE_IPV4) && !skb->vlan_present &&
+	    mac_equal(&start->headers.ethernet.source, &port->vmac) && ordinary_valid(skb, start, &packet))
+		return guest_packet(skb, host, port, &packet, mac_is_group(&start->headers.ethernet.destination));
+
 	if (!frame_parse_untrusted(skb, &frame))
 		return drop(skb, port->port_id, TRUNCATED);
 	if (frame.tagged)
@@ -168,11 +236,6 @@ static __always_inline enum addressed addressed(const struct host_config *host, 
 	return TO_MULTICAST;
 }
 
-static __always_inline bool is_virtual(const struct host_config *host, __be32 address_be)
-{
-	return (address_be & host->supernet_mask_be) == host->supernet_be;
-}
-
 /* An address that a group frame may bear: multicast (RFC 1112), limited broadcast, or a subnet's broadcast. */
 static __always_inline bool is_group_address(const struct host_config *host, __be32 address_be)
 {
@@ -187,16 +250,40 @@ static __always_inline bool is_peer(const struct mac *source)
 	return bpf_map_lookup_elem(&peers, &key);
 }
 
+/* A valid IPv4 packet with a virtual address, in a frame from `source` to this host or to a joined group. */
+static __always_inline int wire_packet(struct __sk_buff *skb, const struct host_config *host,
+				       const struct packet *packet, const struct mac *source, bool group)
+{
+	__u32 bucket;
+
+	if (group && !is_group_address(host, packet->destination_be))
+		return drop(skb, PORT_WIRE, WIRE_GROUP_UNICAST);
+	if (!group && !is_virtual(host, packet->destination_be))
+		return drop(skb, PORT_WIRE, SPOOF_SOURCE); /* a guest speaks to the host through the agent only */
+	if (packet_touches_dhcp(packet))
+		return drop(skb, PORT_WIRE, ROGUE_DHCP);
+	if (!group && host->flags & HOST_FASTPATH) {
+		int verdict = forward_from_wire(skb, host, packet, source);
+
+		if (verdict != NOT_KNOWN)
+			return verdict;
+	}
+	bucket = is_peer(source) ? BUCKET_PEER_IPV4 : BUCKET_STRANGER_IPV4;
+	if (!conforms(skb, PORT_WIRE, bucket, &host->wire_rates[bucket]))
+		return drop(skb, PORT_WIRE, DIVERT_RATE_LIMITED);
+	skb->mark = divert_mark(PORT_WIRE, group);
+	count_diverted(skb, PORT_WIRE);
+	return PASS;
+}
+
 static __always_inline int wire_ipv4(struct __sk_buff *skb, const struct host_config *host, const struct frame *frame,
 				     enum addressed to)
 {
 	struct packet packet = {};
 	enum drop_reason reason = packet_parse_untrusted(skb, frame->l3, &packet);
-	__be32 source = packet.header.source_be, destination = packet.header.destination_be;
-	__u32 bucket;
 
 	/* A header too short to show its addresses leaves them zero: the host's stack refuses it. */
-	if (!is_virtual(host, source) && !is_virtual(host, destination))
+	if (!is_virtual(host, packet.source_be) && !is_virtual(host, packet.destination_be))
 		return PASS;
 	if (to == TO_MULTICAST)
 		return drop(skb, PORT_WIRE, L2_MULTICAST_MISMATCH);
@@ -206,18 +293,7 @@ static __always_inline int wire_ipv4(struct __sk_buff *skb, const struct host_co
 		return drop(skb, PORT_WIRE, SOURCE_MAC_GROUP);
 	if (reason != VALID)
 		return drop(skb, PORT_WIRE, reason);
-	if (to == TO_GROUP && !is_group_address(host, destination))
-		return drop(skb, PORT_WIRE, WIRE_GROUP_UNICAST);
-	if (to == TO_HOST && !is_virtual(host, destination))
-		return drop(skb, PORT_WIRE, SPOOF_SOURCE); /* a guest speaks to the host through the agent only */
-	if (packet_touches_dhcp(&packet))
-		return drop(skb, PORT_WIRE, ROGUE_DHCP);
-	bucket = is_peer(&frame->ethernet.source) ? BUCKET_PEER_IPV4 : BUCKET_STRANGER_IPV4;
-	if (!conforms(skb, PORT_WIRE, bucket, &host->wire_rates[bucket]))
-		return drop(skb, PORT_WIRE, DIVERT_RATE_LIMITED);
-	skb->mark = divert_mark(PORT_WIRE, to == TO_GROUP);
-	count_diverted(skb, PORT_WIRE);
-	return PASS;
+	return wire_packet(skb, host, &packet, &frame->ethernet.source, to == TO_GROUP);
 }
 
 /* Into divbr0, where the agent's packet socket is and no ARP of the host. The frame is not changed: it is signed. */
@@ -256,10 +332,24 @@ SEC("tc")
 int from_wire(struct __sk_buff *skb)
 {
 	const struct host_config *host = this_host();
+	struct ordinary *start;
+	struct packet packet;
 	struct frame frame;
 	enum addressed to;
 
-	if (!host || !frame_parse_untrusted(skb, &frame))
+	if (!host)
+		return PASS;
+	start = FRAME_START(skb, struct ordinary);
+	if (start && start->headers.ethernet.type_be == bpf_htons(TYPE_IPV4) && !skb->vlan_present &&
+	    mac_equal(&start->headers.ethernet.destination, &host->pmac)) {
+		struct mac source = start->headers.ethernet.source;
+
+		if (!is_virtual(host, start->headers.source_be) && !is_virtual(host, start->headers.destination_be))
+			return PASS; /* the host's own traffic */
+		if (!mac_is_group(&source) && !mac_is_zero(&source) && ordinary_valid(skb, start, &packet))
+			return wire_packet(skb, host, &packet, &source, false);
+	}
+	if (!frame_parse_untrusted(skb, &frame))
 		return PASS;
 	to = addressed(host, &frame.ethernet.destination);
 	if (to == TO_OTHER)

@@ -93,6 +93,7 @@ class Pipeline:
         self.router = Router(plan)
         self.lease_events: list[tuple[Endpoint, LeaseEvent]] = []
         self.pending_events: list[Event] = []
+        self.decided: list[Address] = []  # neighbours that a frame has just been delivered to or from, or told of
         self.hostnames: dict[int, str] = {}
 
     # ------------------------------------------------------------------ from_guest
@@ -324,6 +325,8 @@ class Pipeline:
             return DropReason.CELL_DENIED
         if local.state is not PortState.ACTIVE:
             return DropReason.PORT_NOT_ACTIVE
+        if header.total_length > local.mtu:
+            return DropReason.FRAGMENTATION_NEEDED  # its own host would have cut or refused it
         if host == self.pmac:
             return DropReason.UNKNOWN_HOST  # forged, or a loop in the fabric: not ourselves to be challenged
         verdict = self.discovery.check_source(host, header.source, header.destination, now, HeldWire(host, packet))
@@ -340,6 +343,7 @@ class Pipeline:
         same = self.plan.locate(header.source) == local.subnet
         source = entry.found.claim.vmac if same else rmac(local.subnet)
         out.append(ToGuest(local.port, _ipv4_frame(local.vmac, source, packet)))
+        self.decided.append(header.source)
         return None
 
     # ------------------------------------------------------------------ what discovery decided later
@@ -410,7 +414,9 @@ class Pipeline:
             out.append(_held_drop(held, gone))
         elif isinstance(held, HeldArp):
             out.append(_arp_answer(held.sender, held.request, claim.vmac))
+            self.decided.append(claim.address)
         elif claim.host != self.pmac:
+            self.decided.append(claim.address)
             out.extend(ToWire(_ipv4_frame(claim.host, self.pmac, piece)) for piece in held.pieces)
         else:  # it started here while the packet waited
             local = self.ports.at(held.destination)

@@ -2,13 +2,13 @@
 
 import socket
 import subprocess
-from dataclasses import dataclass
-from ipaddress import IPv4Network
+from dataclasses import dataclass, replace
 
 from bpf_frames import ADDRESS, DIVBR_MAC, PMAC, ROUTER, VMAC
 
 from divhook.abi.entries import HostEntry, PortEntry, Rate, TrafficCount
 from divhook.adapters.bpf import DROP, FROM_GUEST, FROM_WIRE, PASS, REDIRECT, Programs
+from divhook.core.addressing import AddressPlan
 from divhook.core.endpoint import PortState
 from divhook.core.reasons import DropReason
 
@@ -27,10 +27,11 @@ def host_entry(**changes: object) -> HostEntry:
     rates = dict.fromkeys(WIRE_RATES, UNLIMITED)
     fields = {
         "pmac": PMAC,
+        "uplink_ifindex": socket.if_nametoindex("uplink0"),
         "divbr_ifindex": socket.if_nametoindex("divbr0"),
         "divbr_mac": DIVBR_MAC,
-        "supernet": IPv4Network("10.0.0.0/8"),
-        "host_bits": 8,
+        "plan": AddressPlan(),
+        "fastpath": False,
     }
     return HostEntry(**{**fields, **rates, **changes})  # type: ignore[arg-type]
 
@@ -57,34 +58,38 @@ class Bench:
     port: int  # ifindex
     uplink: int
 
-    def _counters(self) -> tuple[dict[tuple[int, int], tuple[int, int]], dict[int, TrafficCount]]:
-        return dict(self.programs.drop_counters()), self.programs.traffic()
+    def counters(self) -> tuple[dict[tuple[int, int], tuple[int, int]], dict[int, TrafficCount]]:
+        """Drops by (port id, reason), and what was handed on by port id."""
+        ports = {PORT_ID, 0} | {entry.port_id for entry in self.programs.ports().values()}
+        return dict(self.programs.drop_counters()), {port: self.programs.traffic(port) for port in ports}
 
     def assert_dropped(self, program: str, frame: bytes, reason: DropReason, port_id: int) -> None:
         """Dropped, the frame as it was, one drop counted under (port, reason), no other counter moved."""
-        drops, traffic = self._counters()
+        drops, traffic = self.counters()
         packets, octets = drops.get((port_id, reason), (0, 0))
         drops[port_id, reason] = packets + 1, octets + len(frame)
         result = self.programs.test_run(program, frame, self._ifindex(program))
         assert (result.verdict, result.frame) == (DROP, frame)
-        assert self._counters() == (drops, traffic)
+        assert self.counters() == (drops, traffic)
 
     def assert_diverted(self, program: str, frame: bytes, expected: bytes, mark: int, verdict: int = PASS) -> None:
         """Handed to the agent: the whole frame, the mark whatever it was before, the traffic counter alone moved."""
         port_id = mark >> 16
-        drops, traffic = self._counters()
+        drops, traffic = self.counters()
         old = traffic[port_id]
-        traffic[port_id] = TrafficCount(old.diverted_packets + 1, old.diverted_bytes + len(frame), old.uncounted_drops)
+        traffic[port_id] = replace(
+            old, diverted_packets=old.diverted_packets + 1, diverted_bytes=old.diverted_bytes + len(frame)
+        )
         result = self.programs.test_run(program, frame, self._ifindex(program), mark=0xBADC0DE)
         assert (result.verdict, result.frame, result.mark) == (verdict, expected, mark)
-        assert self._counters() == (drops, traffic)
+        assert self.counters() == (drops, traffic)
 
     def assert_untouched(self, frame: bytes) -> None:
         """from_wire leaves it to the host: frame, mark and counters are as before."""
-        before = self._counters()
+        before = self.counters()
         result = self.programs.test_run(FROM_WIRE, frame, self.uplink, mark=0x5AFE)
         assert (result.verdict, result.frame, result.mark) == (PASS, frame, 0x5AFE)
-        assert self._counters() == before
+        assert self.counters() == before
 
     def guest_dropped(self, frame: bytes, reason: DropReason) -> None:
         self.assert_dropped(FROM_GUEST, frame, reason, PORT_ID)

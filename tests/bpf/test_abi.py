@@ -23,6 +23,7 @@ STRUCTS = {
     "rate": layout.Rate,
     "host_config": layout.HostConfig,
     "port": layout.Port,
+    "endpoint": layout.Endpoint,
     "buckets": layout.Buckets,
     "mac_key": layout.MacKey,
     "drop_key": layout.DropKey,
@@ -87,6 +88,10 @@ def test_port_states_are_those_of_the_core() -> None:
 def test_buckets_have_the_same_places() -> None:
     assert enumerators("port_bucket") == {f"BUCKET_{b.name}": int(b) for b in layout.PortBucket}
     assert enumerators("wire_bucket") == {f"BUCKET_{b.name}": int(b) for b in layout.WireBucket}
+
+
+def test_endpoint_kinds_are_the_same() -> None:
+    assert enumerators("endpoint_kind") == {f"ENDPOINT_{k.name}": int(k) for k in layout.EndpointKind}
 
 
 def test_constants_are_the_same() -> None:

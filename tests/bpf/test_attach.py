@@ -15,6 +15,7 @@ from bpf_frames import ethernet
 
 import divhook
 from divhook.abi import layout
+from divhook.abi.entries import TrafficCount
 from divhook.adapters.bpf import (
     FROM_GUEST,
     FROM_WIRE,
@@ -179,7 +180,7 @@ def test_filter_that_libvirts_bandwidth_put_on_the_tap_still_sees_what_we_pass(p
         for _ in range(3):
             guest.send(ethernet(f.ipv4()))
             guest.send(IPV6)
-    assert programs.traffic()[PORT_ID].diverted_packets == 3
+    assert programs.traffic(PORT_ID).diverted_packets == 3
     assert " 3 pkt" in run("tc -s filter show dev near0 parent ffff:")
     programs.detach_port(tap)
     assert "mirred" in run("tc filter show dev near0 parent ffff:")
@@ -300,7 +301,7 @@ def test_counters_of_one_port_are_forgotten_and_others_stay(tables: Programs) ->
     tables.forget_port_counters(1)
     assert (2, R.IPV6_UNSUPPORTED) in tables.drop_counters()
     assert not any(port == 1 for port, _ in tables.drop_counters())
-    assert 1 not in tables.traffic()
+    assert tables.traffic(1) == TrafficCount()
 
 
 def test_full_drop_table_counts_what_it_cannot_tell_apart(tables: Programs) -> None:
@@ -312,7 +313,7 @@ def test_full_drop_table_counts_what_it_cannot_tell_apart(tables: Programs) -> N
         table.put(bytes(layout.DropKey(number // 64 + 10_000, number % 64)), value)
     tables.test_run(FROM_GUEST, IPV6, port0)
     assert (PORT_ID, R.IPV6_UNSUPPORTED) not in tables.drop_counters()
-    assert tables.traffic()[PORT_ID].uncounted_drops == 1
+    assert tables.traffic(PORT_ID).uncounted_drops == 1
 
 
 # errors that a person reads

@@ -8,7 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
 import bpf_frames as f
@@ -103,7 +103,7 @@ GUEST_SETUPS: dict[str, dict[str, object]] = {
 WIRE_SETUPS: dict[str, tuple[dict[str, object], Judge]] = {
     "open": ({}, wire_judge(PLAN, lambda source: False)),
     "another plan": (
-        {"supernet": OTHER_PLAN.supernet, "host_bits": OTHER_PLAN.host_bits},
+        {"plan": OTHER_PLAN},
         wire_judge(OTHER_PLAN, lambda source: False),
     ),
     "no strangers": (
@@ -129,7 +129,7 @@ class Referee:
         self._drops, self._traffic = self._counters()
 
     def _counters(self) -> tuple[dict[tuple[int, int], tuple[int, int]], dict[int, TrafficCount]]:
-        return dict(self._bench.programs.drop_counters()), self._bench.programs.traffic()
+        return self._bench.counters()
 
     def check(self, frame: bytes) -> None:
         """All but the counters."""
@@ -145,8 +145,8 @@ class Referee:
             self.seen[expected.drop[1].name] += 1
         elif expected.diverted is not None:
             old = self._traffic[expected.diverted]
-            self._traffic[expected.diverted] = TrafficCount(
-                old.diverted_packets + 1, old.diverted_bytes + len(frame), old.uncounted_drops
+            self._traffic[expected.diverted] = replace(
+                old, diverted_packets=old.diverted_packets + 1, diverted_bytes=old.diverted_bytes + len(frame)
             )
             self.seen["diverted"] += 1
         else:

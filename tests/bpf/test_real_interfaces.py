@@ -184,7 +184,7 @@ def test_segments_of_a_guest_cost_one_token_each(tap: Tap, bridge_ear: Ear) -> N
     }
     for _ in range(4):
         tap.send(frame, **segmented)
-    assert tap.bench.programs.traffic()[PORT_ID] == TrafficCount(2, 2 * len(frame), 0)  # 5 tokens each, of 10
+    assert tap.bench.programs.traffic(PORT_ID) == TrafficCount(2, 2 * len(frame))  # 5 tokens each, of 10
     assert tap.bench.programs.drop_counters() == {(PORT_ID, R.DIVERT_RATE_LIMITED): (2, 2 * len(frame))}
 
 

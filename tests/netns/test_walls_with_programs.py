@@ -18,6 +18,7 @@ from divhook.abi.entries import HostEntry, PortEntry
 from divhook.adapters.bpf import Programs, ensure_bpffs, pin_dir_in
 from divhook.adapters.nfqueue import DivertQueue
 from divhook.adapters.packet import DivertSocket, GroupMembership
+from divhook.core.addressing import AddressPlan
 from divhook.core.endpoint import PortState
 
 PEER_MAC = b"\x52\x54\x00\x0a\x0b\x0c"
@@ -45,7 +46,8 @@ def host(request: pytest.FixtureRequest, ruled: Bench, bpffs: Path) -> Iterator[
     with ruled.host.entered():
         uplink = socket.if_nametoindex("up0")
         programs = Programs.load(pin_dir_in(bpffs), mode=request.param)
-        programs.configure(HostEntry(HOST_MAC, ruled.bridge.ifindex, ruled.bridge.mac, SUPERNET, 8))
+        bridge, plan = ruled.bridge, AddressPlan(SUPERNET)
+        programs.configure(HostEntry(HOST_MAC, uplink, bridge.ifindex, bridge.mac, plan, fastpath=False))
         programs.set_groups({GROUP})
         programs.add_peer(PEER_MAC)
         for link, port_id, vmac, text in zip(ruled.ports, PORT_IDS, GUEST_MACS, GUEST_ADDRESSES, strict=True):

@@ -1,5 +1,6 @@
 """Whatever an authenticated but mad peer says, in whatever order: no exception, no bound exceeded, no lie."""
 
+import math
 import random
 
 from hypothesis import given, settings
@@ -51,6 +52,7 @@ steps = st.one_of(
     st.tuples(st.just("tentative"), st.sampled_from(ADDRESSES[:3])),
     st.tuples(st.just("stop"), addresses),
     st.tuples(st.just("touch"), addresses),
+    st.tuples(st.just("adopt"), claims),
     st.tuples(st.just("wait"), st.sampled_from((0.01, 0.2, 1.0, 70.0, 700.0))),
 )
 
@@ -61,6 +63,8 @@ class Shell:
     def __init__(self) -> None:
         self.now = 50.0
         self.machine = Discovery(OWN, PLAN, random.Random(4), 1_700_000_000_000_000, LIMITS)
+        self.used: dict[bytes, float] = {}
+        self.machine.last_use = lambda address: self.used.get(address, -math.inf)
         self.machine.ready(self.now)
         self.nonces = [0]
         self.held: set[int] = set()
@@ -97,7 +101,9 @@ class Shell:
             machine.withdraw(value, now)
             self.accepted.pop(value, None)
         elif what == "touch":
-            machine.touch(value, now)
+            self.used[value] = now
+        elif what == "adopt" and value.host != OWN:
+            machine.adopt(value, now)
         elif what == "wait":
             until = now + value
             while (when := machine.next_timer()) is not None and when <= until:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from divhook.abi.entries import PortEntry
+from divhook.abi.entries import EndpointEntry, PortEntry
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import FROM_GUEST, FROM_WIRE
 from divhook.adapters.libvirt import EventKind, Guest, GuestEvent, LibvirtError
@@ -162,6 +162,7 @@ class FakePrograms:
     def __init__(self) -> None:
         self.entries: dict[int, PortEntry] = {}
         self.on: dict[int, str] = {UPLINK_IFINDEX: FROM_WIRE}
+        self.known: dict[Address, EndpointEntry] = {}
         self.groups: set[Mac] = set()
         self.proven: set[Mac] = set()
         self.forgotten: list[int] = []
@@ -195,6 +196,20 @@ class FakePrograms:
 
     def ports(self) -> dict[int, PortEntry]:
         return dict(self.entries)
+
+    def set_endpoint(self, address: Address, entry: EndpointEntry) -> None:
+        self._may("set_endpoint")
+        self.known[address] = entry
+
+    def remove_endpoint(self, address: Address) -> None:
+        self._may("remove_endpoint")
+        self.known.pop(address, None)
+
+    def endpoint(self, address: Address) -> EndpointEntry | None:
+        return self.known.get(address)
+
+    def endpoints(self) -> dict[Address, EndpointEntry]:
+        return dict(self.known)
 
     def set_groups(self, groups: set[Mac]) -> None:
         self._may("set_groups")

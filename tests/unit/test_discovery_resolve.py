@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from discovery_hosts import (
     DB,
@@ -139,7 +141,8 @@ def test_entry_in_use_is_refreshed_when_its_lifetime_ends(wire):
     ask(wire)
     wire.settle()
     wire.run(10)
-    wire.hosts[HOST_B].touch(WEB, wire.now)
+    used_s = wire.now
+    wire.hosts[HOST_B].last_use = lambda address: used_s if address == WEB else -math.inf
     wire.log.clear()
     wire.run(51)
     assert [m.type for m in wire.log] == [MessageType.PROBE, MessageType.REPLY]

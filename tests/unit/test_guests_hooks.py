@@ -134,7 +134,7 @@ async def test_a_host_without_a_free_port_id_refuses_and_leaves_nothing(lan: Lan
     host, web = await lan.host(), vm(1)
     before = host.traces()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("divhook.agent.ports.MAX_PORT", 2)
+        patch.setattr("divhook.agent.ports.MAX_PORTS", 3)
         await host.start(vm(2, cards=2))
         before = host.traces()
         with pytest.raises(RequestError, match="guest vm1, NIC 52:54:00:5a:01:01: this host has 2 ports already"):

@@ -2,7 +2,7 @@
 
 Everything is pinned below one directory of a bpffs and so outlives the process:
 
-    <bpffs>/divhook/v1/maps/      adopted by the next load
+    <bpffs>/divhook/v2/maps/      adopted by the next load
                       /programs/  replaced by the next load
                       /links/     tcx links, switched to the new program by the next load
 
@@ -19,12 +19,12 @@ from typing import Literal, Self
 
 import divhook
 from divhook.abi import layout
-from divhook.abi.entries import HostEntry, PortEntry, TrafficCount, packed_mac
+from divhook.abi.entries import EndpointEntry, HostEntry, PortEntry, TrafficCount, packed_mac, unpack_endpoint
 from divhook.adapters.bpf import syscall, tc, tcx
 from divhook.adapters.bpf.bpffs import is_bpffs
 from divhook.adapters.bpf.elf import load_object
 from divhook.adapters.bpf.errors import BpfError, os_error
-from divhook.core.addressing import Mac
+from divhook.core.addressing import Address, Mac
 from divhook.core.endpoint import PORT_WIRE
 from divhook.core.reasons import DropReason
 
@@ -45,6 +45,7 @@ _PER_CPU = {"drops", "traffic"}
 _LAYOUTS: dict[str, tuple[int, type[ctypes.Structure] | type[ctypes.c_uint32]]] = {
     "config": (4, layout.HostConfig),
     "ports": (4, layout.Port),
+    "endpoints": (4, layout.Endpoint),
     "buckets": (4, layout.Buckets),
     "groups": (8, ctypes.c_uint32),
     "peers": (8, ctypes.c_uint32),
@@ -105,7 +106,7 @@ class Programs:
             fresh.unlink(missing_ok=True)
             syscall.pin(fd, fresh)
             fresh.rename(pin_dir / "programs" / name)
-        self._ensure_counters(PORT_WIRE)
+        self._ensure_buckets(PORT_WIRE)
         for ifindex, name in self.attached().items():
             self._attach(name, ifindex)
         return self
@@ -156,8 +157,11 @@ class Programs:
         self._maps["config"].put(_U32.pack(0), bytes(host.pack()))
 
     def set_port(self, ifindex: int, entry: PortEntry) -> None:
-        """Insert or update the port of an interface; its buckets and counters go on. Raises BpfError where full."""
-        self._ensure_counters(entry.port_id)
+        """Insert or update the port of an interface; its buckets and counters go on. Raises BpfError where full.
+
+        Ids must be distinct modulo MAX_PORTS, 0 being the uplink's: counters are kept by that.
+        """
+        self._ensure_buckets(entry.port_id)
         self._maps["ports"].put(_U32.pack(ifindex), bytes(entry.pack()))
 
     def remove_port(self, ifindex: int) -> None:
@@ -172,6 +176,24 @@ class Programs:
             if raw is not None:
                 found[_U32.unpack(key)[0]] = PortEntry.unpack(layout.Port.from_buffer_copy(raw))
         return found
+
+    def set_endpoint(self, address: Address, entry: EndpointEntry) -> None:
+        """Insert or exchange what is known of an address: no frame sees neither. Raises BpfError where full."""
+        self._maps["endpoints"].put(address, bytes(entry.pack()))
+
+    def remove_endpoint(self, address: Address) -> None:
+        """Frames for it, and from it, are the agent's from now on; no error where it was not known."""
+        self._maps["endpoints"].delete(address)
+
+    def endpoint(self, address: Address) -> EndpointEntry | None:
+        """What the programs know of an address."""
+        raw = self._maps["endpoints"].get(address)
+        return unpack_endpoint(address, layout.Endpoint.from_buffer_copy(raw)) if raw is not None else None
+
+    def endpoints(self) -> dict[Address, EndpointEntry]:
+        """All that they know, also from before this load."""
+        found = {address: self.endpoint(address) for address in self._maps["endpoints"].all_keys()}
+        return {address: entry for address, entry in found.items() if entry is not None}
 
     def set_groups(self, groups: Set[Mac]) -> None:
         """Exactly these group MACs are listened to. Raises BpfError where there are more than MAX_GROUPS."""
@@ -195,10 +217,8 @@ class Programs:
         """No peer any more; no error where it was none."""
         self._maps["peers"].delete(_mac_key(pmac))
 
-    def _ensure_counters(self, port_id: int) -> None:
-        for name in ("buckets", "traffic"):
-            length = _value_length(name, syscall.possible_cpus())
-            self._maps[name].put(_U32.pack(port_id), bytes(length), syscall.BPF_NOEXIST)
+    def _ensure_buckets(self, port_id: int) -> None:
+        self._maps["buckets"].put(_U32.pack(port_id), bytes(ctypes.sizeof(layout.Buckets)), syscall.BPF_NOEXIST)
 
     # counting
 
@@ -214,24 +234,22 @@ class Programs:
                 found[key.port_id, known.get(key.reason, key.reason)] = (packets, octets)
         return found
 
-    def traffic(self) -> dict[int, TrafficCount]:
-        """port id (0: the uplink) → what went to the agent."""
-        found = {}
-        for key in self._maps["traffic"].all_keys():
-            raw = self._maps["traffic"].get(key)
-            if raw is not None:
-                found[_U32.unpack(key)[0]] = TrafficCount(*_sums(raw, 3))
-        return found
+    def traffic(self, port_id: int) -> TrafficCount:
+        """What was handed on for a port, or for the uplink (0)."""
+        raw = self._maps["traffic"].get(_U32.pack(port_id % layout.MAX_PORTS))
+        assert raw is not None  # an array
+        return TrafficCount(*_sums(raw, 7))
 
     def forget_port_counters(self, port_id: int) -> None:
         """Remove all that is counted for a port: before its id is given to another endpoint, after remove_port."""
         for raw_key in list(self._maps["drops"].all_keys()):
             if layout.DropKey.from_buffer_copy(raw_key).port_id == port_id:
                 self._maps["drops"].delete(raw_key)
-        for name in ("buckets", "traffic"):
-            self._maps[name].delete(_U32.pack(port_id))
+        self._maps["buckets"].delete(_U32.pack(port_id))
+        zero = bytes(_value_length("traffic", syscall.possible_cpus()))
+        self._maps["traffic"].put(_U32.pack(port_id % layout.MAX_PORTS), zero)
         if port_id == PORT_WIRE:
-            self._ensure_counters(PORT_WIRE)
+            self._ensure_buckets(PORT_WIRE)
 
     # tests, and the end
 

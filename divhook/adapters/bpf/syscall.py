@@ -30,7 +30,7 @@ LINK_TYPE_TCX = 11
 
 SK_BUFF_LENGTH = 192
 """sizeof(struct __sk_buff) of Linux 6.1; it only grows, and the kernel takes a shorter one."""
-SK_BUFF_MARK, SK_BUFF_IFINDEX, SK_BUFF_GSO_SIZE = 8, 40, 176
+SK_BUFF_MARK, SK_BUFF_IFINDEX, SK_BUFF_CB, SK_BUFF_GSO_SIZE = 8, 40, 48, 176
 
 U32 = ctypes.c_uint32
 U64 = ctypes.c_uint64
@@ -246,13 +246,17 @@ def link_ifindex(link_fd: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TestRun:
-    """What a program made of one frame: its verdict (TC_ACT_*, signed), the frame and the mark as it left them."""
+    """What a program made of one frame: its verdict (TC_ACT_*, signed), the frame and the mark as it left them.
+
+    target: ifindex where a forwarded frame goes, else 0.
+    """
 
     __test__ = False
 
     verdict: int
     frame: bytes
     mark: int
+    target: int
 
 
 def run_frame(program_fd: int, frame: bytes, ifindex: int, mark: int, gso_size: int) -> TestRun:
@@ -280,4 +284,5 @@ def run_frame(program_fd: int, frame: bytes, ifindex: int, mark: int, gso_size: 
     if code < 0:
         raise os_error("cannot run the program on a test frame", -code)
     out_mark = U32.from_buffer_copy(context_out, SK_BUFF_MARK).value
-    return TestRun(ctypes.c_int32(attr.retval).value, data_out.raw[: attr.data_size_out], out_mark)
+    target = U32.from_buffer_copy(context_out, SK_BUFF_CB).value
+    return TestRun(ctypes.c_int32(attr.retval).value, data_out.raw[: attr.data_size_out], out_mark, target)

@@ -9,8 +9,15 @@
  * policing, for one) and then to the stack. TC_ACT_OK would end the chain. */
 #define PASS TC_ACT_UNSPEC
 
-/* Drop, counted under (port, reason). */
-static __noinline int drop(struct __sk_buff *skb, __u32 port_id, enum drop_reason reason)
+static __always_inline struct traffic *traffic_of(__u32 port_id)
+{
+	__u32 slot = port_id % MAX_PORTS;
+
+	return bpf_map_lookup_elem(&traffic, &slot);
+}
+
+/* Count a frame of so many bytes under (port, reason). */
+static __noinline int count_ended(__u32 port_id, enum drop_reason reason, __u32 bytes)
 {
 	struct drop_key key = {.port_id = port_id, .reason = reason};
 	struct drop_count *count = bpf_map_lookup_elem(&drops, &key);
@@ -23,22 +30,42 @@ static __noinline int drop(struct __sk_buff *skb, __u32 port_id, enum drop_reaso
 	}
 	if (count) {
 		count->packets++;
-		count->bytes += skb->len;
+		count->bytes += bytes;
 	} else {
-		struct traffic *port = bpf_map_lookup_elem(&traffic, &port_id);
+		struct traffic *port = traffic_of(port_id);
 
 		if (port)
 			port->uncounted_drops++;
 	}
+	return 0;
+}
+
+static __always_inline int drop(struct __sk_buff *skb, __u32 port_id, enum drop_reason reason)
+{
+	count_ended(port_id, reason, skb->len);
 	return TC_ACT_SHOT;
 }
 
 static __always_inline void count_diverted(struct __sk_buff *skb, __u32 port_id)
 {
-	struct traffic *port = bpf_map_lookup_elem(&traffic, &port_id);
+	struct traffic *port = traffic_of(port_id);
 
 	if (port) {
 		port->diverted_packets++;
 		port->diverted_bytes += skb->len;
+	}
+}
+
+static __always_inline void count_forwarded(__u32 from_port_id, __u32 to_port_id, __u32 packets, __u32 bytes)
+{
+	struct traffic *from = traffic_of(from_port_id), *to = traffic_of(to_port_id);
+
+	if (from) {
+		from->from_packets += packets;
+		from->from_bytes += bytes;
+	}
+	if (to) {
+		to->to_packets += packets;
+		to->to_bytes += bytes;
 	}
 }

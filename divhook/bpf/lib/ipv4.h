@@ -57,9 +57,15 @@ struct udp_ports {
 	__be16 destination_be;
 };
 
+/* What the programs need to know of a packet. */
 struct packet {
-	struct ipv4 header; /* options beyond IHL are zero */
-	bool udp;	    /* and the ports are known: unfragmented, or the first fragment */
+	__be32 source_be;
+	__be32 destination_be;
+	__u32 header_length;
+	__u32 total_length;
+	__u8 ttl;
+	__u8 protocol;
+	bool udp; /* and the ports are known: unfragmented, or the first fragment */
 	bool fragment;
 	__u16 source_port;
 	__u16 destination_port;
@@ -125,39 +131,43 @@ static __always_inline bool fragment_valid(__u8 protocol, __u32 offset, __u32 to
  */
 __noinline enum drop_reason packet_parse_untrusted(struct __sk_buff *skb, __u32 l3, struct packet *packet)
 {
-	struct ipv4 *header;
+	struct ipv4 header = {};
 	__u32 header_length, total_length, offset, payload;
 	struct udp_ports ports;
 
 	if (!packet)
 		return INTERNAL_ERROR;
-	header = &packet->header;
-	if (bpf_skb_load_bytes(skb, l3, header, IPV4_MIN_LEN))
+	if (bpf_skb_load_bytes(skb, l3, &header, IPV4_MIN_LEN))
 		return TRUNCATED;
-	if (header->version_ihl >> 4 != 4)
+	packet->source_be = header.source_be;
+	packet->destination_be = header.destination_be;
+	if (header.version_ihl >> 4 != 4)
 		return IPV4_VERSION;
-	header_length = (header->version_ihl & 0xf) * 4;
+	header_length = (header.version_ihl & 0xf) * 4;
 	if (header_length < IPV4_MIN_LEN)
 		return IPV4_HEADER_LENGTH;
-	/* Asked first: a load that fails leaves zeros, and with them no address that from_wire could know as virtual. */
-	if (l3 + header_length > skb->len || bpf_skb_load_bytes(skb, l3, header, header_length))
+	if (l3 + header_length > skb->len || bpf_skb_load_bytes(skb, l3, &header, header_length))
 		return TRUNCATED;
-	total_length = bpf_ntohs(header->total_length_be);
+	total_length = bpf_ntohs(header.total_length_be);
 	if (total_length < header_length)
 		return IPV4_TOTAL_LENGTH;
 	if (l3 + total_length > skb->len)
 		return TRUNCATED;
-	if (!checksum_valid(header))
+	if (!checksum_valid(&header))
 		return IPV4_CHECKSUM;
-	if (header_length > IPV4_MIN_LEN && !options_valid(header, header_length))
+	if (header_length > IPV4_MIN_LEN && !options_valid(&header, header_length))
 		return IPV4_OPTION;
 
-	offset = (bpf_ntohs(header->fragment_be) & IPV4_OFFSET_MASK) * 8;
-	packet->fragment = header->fragment_be & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK);
+	packet->header_length = header_length;
+	packet->total_length = total_length;
+	packet->ttl = header.ttl;
+	packet->protocol = header.protocol;
+	offset = (bpf_ntohs(header.fragment_be) & IPV4_OFFSET_MASK) * 8;
+	packet->fragment = header.fragment_be & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK);
 	payload = total_length - header_length;
-	if (packet->fragment && !fragment_valid(header->protocol, offset, total_length, payload))
+	if (packet->fragment && !fragment_valid(header.protocol, offset, total_length, payload))
 		return FRAGMENT_INVALID;
-	if (header->protocol == PROTOCOL_UDP && offset == 0 && payload >= sizeof(ports)) {
+	if (header.protocol == PROTOCOL_UDP && offset == 0 && payload >= sizeof(ports)) {
 		if (bpf_skb_load_bytes(skb, l3 + header_length, &ports, sizeof(ports)))
 			return TRUNCATED;
 		packet->udp = true;
@@ -165,6 +175,88 @@ __noinline enum drop_reason packet_parse_untrusted(struct __sk_buff *skb, __u32 
 		packet->destination_port = bpf_ntohs(ports.destination_be);
 	}
 	return VALID;
+}
+
+/* An untagged frame's headers, to read and write in place. */
+struct headers {
+	struct ethernet ethernet;
+	__u8 version_ihl;
+	__u8 tos;
+	__be16 total_length_be;
+	__be16 id_be;
+	__be16 fragment_be;
+	__u8 ttl;
+	__u8 protocol;
+	__be16 checksum;
+	__be32 source_be;
+	__be32 destination_be;
+} __attribute__((packed));
+_Static_assert(sizeof(struct headers) == ETH_LEN + IPV4_MIN_LEN, "headers");
+
+/* The same with the ports of a packet that has no options. */
+struct ordinary {
+	struct headers headers;
+	struct udp_ports ports;
+	__be32 rest;
+} __attribute__((packed));
+_Static_assert(sizeof(struct ordinary) == ETH_LEN + IPV4_MIN_LEN + UDP_LEN, "ordinary");
+
+/*
+ * The first `length` bytes of the frame in place, made linear first where they are not (senders can hand over 14
+ * bytes); null where the frame is shorter. After any helper that changes the frame, pointers are to be taken again.
+ */
+#define FRAME_START(skb, type)                                                                                         \
+	({                                                                                                             \
+		type *start = (void *)(long)(skb)->data;                                                               \
+		if ((void *)(start + 1) > (void *)(long)(skb)->data_end && (skb)->len >= sizeof(*start)) {             \
+			bpf_skb_pull_data(skb, sizeof(*start));                                                        \
+			start = (void *)(long)(skb)->data;                                                             \
+		}                                                                                                      \
+		(void *)(start + 1) <= (void *)(long)(skb)->data_end ? start : 0;                                      \
+	})
+
+/*
+ * The common case in a few instructions: true, and packet filled, only where packet_parse_untrusted would find it
+ * VALID. False says nothing.
+ */
+static __always_inline bool ordinary_valid(const struct __sk_buff *skb, const struct ordinary *start,
+					   struct packet *packet)
+{
+	const struct headers *header = &start->headers;
+	const __u16 *words = (const __u16 *)&header->version_ihl;
+	__u32 total_length = bpf_ntohs(header->total_length_be);
+	__u32 sum = 0;
+
+	if (header->version_ihl != 0x45 || header->fragment_be & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK) ||
+	    total_length < IPV4_MIN_LEN + UDP_LEN || ETH_LEN + total_length > skb->len)
+		return false;
+#pragma unroll
+	for (int i = 0; i < IPV4_MIN_LEN / 2; i++)
+		sum += words[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	if (sum != 0xffff)
+		return false;
+	packet->source_be = header->source_be;
+	packet->destination_be = header->destination_be;
+	packet->header_length = IPV4_MIN_LEN;
+	packet->total_length = total_length;
+	packet->ttl = header->ttl;
+	packet->protocol = header->protocol;
+	packet->udp = header->protocol == PROTOCOL_UDP;
+	packet->fragment = false;
+	packet->source_port = bpf_ntohs(start->ports.source_be);
+	packet->destination_port = bpf_ntohs(start->ports.destination_be);
+	return true;
+}
+
+/* RFC 1812 §5.3.1, with the checksum brought up to date in place (RFC 1624). */
+static __always_inline void ttl_decrement(struct headers *start)
+{
+	__u32 sum = (__u32)start->checksum + bpf_htons(0x0100);
+
+	start->checksum = sum + (sum >= 0xffff);
+	start->ttl--;
 }
 
 static __always_inline bool packet_is_dhcp_request(const struct packet *packet)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* The maps. The loader pins each by its name; the agent writes all but drops, buckets and traffic. */
+/* The maps. The loader pins each by its name; the agent writes all but drops, buckets, traffic and endpoint.used_at. */
 #pragma once
 
 #include "../abi.h"
@@ -22,6 +22,15 @@ struct {
 	__type(key, __u32);
 	__type(value, struct port);
 } ports SEC(".maps");
+
+/* Where an address is: the fast path is a cache of the agent's decisions, and this is it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_ENDPOINTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32);
+	__type(value, struct endpoint);
+} endpoints SEC(".maps");
 
 /* Fill of the token buckets; apart from `ports`, so that an update of a port does not refill them. */
 struct {
@@ -56,11 +65,10 @@ struct {
 	__type(value, struct drop_count);
 } drops SEC(".maps");
 
-/* Frames handed to the agent, by port. */
+/* Frames handed on, by port. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, MAX_PORTS + 1);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_PORTS);
 	__type(key, __u32);
 	__type(value, struct traffic);
 } traffic SEC(".maps");

@@ -13,7 +13,7 @@ Only a ready host answers, and says REPLY only for an address that is active and
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from divhook.core.addressing import Address, AddressPlan, Mac
 from divhook.core.discovery.claims import Claims, ClaimState, Record
@@ -131,11 +131,25 @@ class Discovery:
         """
         return self._resolver.resolve(address, port, asker, now, held)
 
-    def touch(self, address: Address, now: float) -> None:
-        """A cache of our decisions has used an entry: keep it fresh."""
-        entry = self._resolver.table.get(address)
-        if entry is not None and entry.found is not None:
-            self._resolver.use(entry, now)
+    @property
+    def last_use(self) -> Callable[[Address], float]:
+        """Asked when the lifetime of an entry ends: when a cache of our decisions last used it, or -inf."""
+        return self._resolver.last_use
+
+    @last_use.setter
+    def last_use(self, function: Callable[[Address], float]) -> None:
+        self._resolver.last_use = function
+
+    def adopt(self, claim: Claim, now: float) -> bool:
+        """A cache of our decisions still holds this claim, from before this start; False where it can't be used.
+
+        The entry is usable at once, and its host is asked within a lifetime if it is in use.
+        """
+        mine = claim.host == self._seam.pmac or self._claims.get(claim.address) is not None
+        if mine or not self._seam.acceptable(claim):
+            return False
+        self._seam.stamps.observe(claim.stamp)
+        return self._resolver.adopt(claim, now)
 
     def check_source(
         self, pmac: Mac, source: Address, target: Address, now: float, held: object = None

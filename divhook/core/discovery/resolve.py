@@ -28,6 +28,7 @@ class Resolver:
         self._limits = seam.limits
         self.table = NeighbourTable(self._limits.neighbours)
         self.on_confirmed: Callable[[Claim, float], None] = lambda claim, now: None
+        self.last_use: Callable[[Address], float] = lambda address: -_NEVER
         self._wheel = Wheel(seam.timers, self._limits.tick_s, self._tick)
         self._host_misses = TokenBucket(self._limits.misses_per_s_host, self._limits.misses_per_s_host)
         self._port_misses: dict[int, TokenBucket] = {}  # at most one per port id: 65,535
@@ -138,6 +139,15 @@ class Resolver:
         self._seam.events.append(NeighbourChanged(address, entry.claim, None))
         return self._hold.drain(entry.held)
 
+    def adopt(self, claim: Claim, now: float) -> bool:
+        """A cache of our decisions still holds this claim, from before this start: as if heard, to be asked soon."""
+        if self.table.get(claim.address) is not None:
+            return False
+        entry = self._add(claim.address)
+        self._due(entry, now + self._limits.reachable_s * self._seam.rng.random())
+        self._learn(entry, claim, NeighbourEvent.CONFIRMED)
+        return True
+
     def retire(self, claim: Claim) -> None:
         """A claim of our own is given up: from now on it is the bar for the claims of others."""
         entry = self._add(claim.address)
@@ -204,10 +214,14 @@ class Resolver:
         elif entry.state is NeighbourState.FAILED:
             self.forget(entry.address)
         elif entry.state is NeighbourState.REACHABLE:
+            cached_s = self.last_use(address)
+            if cached_s > entry.used_s:
+                self.table.used(entry, min(cached_s, now))
             if entry.used_s > entry.confirmed_s:
                 self._refresh(entry, now)
             else:
                 entry.step(NeighbourEvent.IDLE)
+                self._seam.events.append(NeighbourChanged(entry.address, entry.claim, entry.state))
 
     def _resolved(self, question: Question, message: Message, now: float) -> None:
         if message.type is MessageType.REPLY and message.claim is not None:

@@ -1,0 +1,155 @@
+"""What the kernel may decide by itself: the endpoints that the slow path has already found.
+
+    slow path delivers a frame to or from a neighbour ──▶ published: the programs forward the next ones
+    discovery: another host, another claim            ──▶ exchanged in place, no frame between
+    discovery: idle, failed, forgotten                ──▶ taken back: the next frame is the slow path's
+
+Invariants: an address is published only while discovery has a usable entry for it, or an active or fenced port here
+holds it; a port of this host always goes before a neighbour. Nothing is taken back because an agent ends: the next one
+adopts what is there.
+
+Order within a flow: frames that waited for their neighbour are sent, and the queue is read empty, before the entry is
+published. A frame that was diverted in the moment between can still be overtaken by the flow's next: `late` counts
+every frame that came to the slow path for a neighbour published within LATE_S, so it is an upper bound.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+
+from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
+from divhook.abi.layout import USED_SHIFT
+from divhook.adapters.bpf.errors import BpfError
+from divhook.adapters.bpf.programs import Programs
+from divhook.core.addressing import Address, AddressPlan, address_text
+from divhook.core.discovery import Discovery, NeighbourChanged
+from divhook.core.neighbor import USABLE, NeighbourState
+from divhook.core.router import Topology
+
+LATE_S = 1.0
+_KEPT_STATES = USABLE - {NeighbourState.STALE}
+
+log = logging.getLogger(__name__)
+
+
+class FastPath:
+    """Keeps map `endpoints`. With `enabled` false it stays empty, and every frame is the slow path's."""
+
+    def __init__(
+        self, programs: Programs, plan: AddressPlan, topology: Topology, discovery: Discovery, enabled: bool
+    ) -> None:
+        self.enabled = enabled
+        self.late = 0
+        self._programs = programs
+        self._plan = plan
+        self._topology = topology
+        self._discovery = discovery
+        self._local: dict[Address, LocalEndpoint] = {}
+        self._published: dict[Address, float] = {}  # neighbours, and when
+        self._full = False
+        discovery.last_use = self.last_use_s
+
+    def __len__(self) -> int:
+        """Neighbours that the kernel knows."""
+        return len(self._published)
+
+    def __contains__(self, address: Address) -> bool:
+        """Whether the slow path need not tell of a neighbour any more."""
+        return address in self._published or not self.enabled
+
+    # ------------------------------------------------------------------ ports of this host
+
+    def set_local(self, address: Address, entry: LocalEndpoint) -> None:
+        """An active or fenced port holds the address. Raises BpfError."""
+        if self.enabled and self._local.get(address) != entry:
+            self._local[address] = entry
+            self._published.pop(address, None)
+            self._programs.set_endpoint(address, entry)
+
+    def remove_local(self, port_id: int, but: Address | None = None) -> None:
+        """The port holds no address any more, or this one only. Raises BpfError."""
+        for address in [a for a, e in self._local.items() if e.port_id == port_id and a != but]:
+            del self._local[address]
+            self._programs.remove_endpoint(address)
+
+    def keep_true(self) -> None:
+        """Bring the kernel's entries of this host's ports back to what they must be. Raises BpfError."""
+        for address, entry in self._local.items():
+            if self._programs.endpoint(address) != entry:
+                log.warning("%s: the kernel had lost or changed this endpoint: set again", address_text(address))
+                self._programs.set_endpoint(address, entry)
+
+    # ------------------------------------------------------------------ neighbours
+
+    def used(self, addresses: Iterable[Address], now: float) -> None:
+        """The slow path has just delivered frames to or from these neighbours."""
+        for address in addresses:
+            since = self._published.get(address)
+            if since is None:
+                self._publish(address, now)
+            elif now - since < LATE_S:
+                self.late += 1
+
+    def _publish(self, address: Address, now: float) -> None:
+        entry = self._discovery.neighbours.get(address)
+        if not self.enabled or entry is None or entry.found is None or address in self._local:
+            return
+        subnet = self._plan.locate(address)
+        facts = self._topology.get(subnet) if subnet is not None else None
+        if facts is None:
+            self._take_back(address)
+            return
+        fresh = RemoteEndpoint(entry.found.claim, facts.mtu)
+        try:
+            known = self._programs.endpoint(address)
+            if not isinstance(known, RemoteEndpoint) or (known.claim, known.mtu) != (fresh.claim, fresh.mtu):
+                self._programs.set_endpoint(address, fresh)
+        except BpfError as error:
+            if not self._full:
+                log.error("a neighbour stays on the slow path: %s", error)
+            self._full = True
+            return
+        self._full = False
+        self._published.setdefault(address, now)
+
+    def changed(self, event: NeighbourChanged, now: float) -> None:
+        """Discovery has changed its mind on a neighbour."""
+        if event.address not in self._published:
+            return
+        if event.state in _KEPT_STATES:
+            self._publish(event.address, now)
+        else:
+            self._take_back(event.address)
+
+    def _take_back(self, address: Address) -> None:
+        if self._published.pop(address, None) is not None:
+            self._programs.remove_endpoint(address)
+
+    def topology_changed(self, now: float) -> None:
+        """MTUs may differ, or subnets be gone."""
+        for address in list(self._published):
+            self._publish(address, now)
+
+    def last_use_s(self, address: Address) -> float:
+        """When the programs last used a neighbour, in seconds of CLOCK_MONOTONIC, rounded up by at most 1.1 s."""
+        if address not in self._published:
+            return float("-inf")
+        entry = self._programs.endpoint(address)
+        if not isinstance(entry, RemoteEndpoint) or not entry.used_at:
+            return float("-inf")
+        return ((entry.used_at + 1) << USED_SHIFT) / 1e9
+
+    # ------------------------------------------------------------------ a restarted agent
+
+    def adopt(self, now: float, mine: Callable[[Address], bool]) -> None:
+        """Take back the neighbours that the programs know from the agent before, and remove what is no one's.
+
+        mine: whether a port of this host holds the address. Call when libvirt has been asked and discovery is ready.
+        """
+        for address, entry in self._programs.endpoints().items():
+            if isinstance(entry, RemoteEndpoint) and self.enabled and not mine(address):
+                self._published[address] = now - LATE_S
+                if self._discovery.adopt(entry.claim, now):
+                    continue
+                self._published.pop(address, None)
+            if address not in self._local and address not in self._published:
+                self._programs.remove_endpoint(address)

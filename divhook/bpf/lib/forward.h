@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * What the agent has decided before, decided again: the twin of Pipeline._guest_unicast and ._wire_to_guest.
+ *
+ *   to_wire   src := own pmac                                      dst := the peer's pmac
+ *   to_guest  src := the sender's vmac in the same subnet, or rmac dst := vmac
+ *   routed    TTL-1 at the sending host
+ *
+ * Each function returns a verdict, or NOT_KNOWN where the agent must see the frame.
+ */
+#pragma once
+
+#include "count.h"
+#include "ipv4.h"
+
+#define NOT_KNOWN (-2) /* no TC_ACT_ */
+
+static __always_inline bool is_virtual(const struct host_config *host, __be32 address_be)
+{
+	return (address_be & host->supernet_mask_be) == host->supernet_be;
+}
+
+static __always_inline bool same_cell(const struct host_config *host, __be32 a_be, __be32 b_be)
+{
+	return !((a_be ^ b_be) & host->cell_mask_be);
+}
+
+static __always_inline bool same_subnet(const struct host_config *host, __be32 a_be, __be32 b_be)
+{
+	return !((a_be ^ b_be) & ~host->host_mask_be);
+}
+
+/* rmac of a virtual address's subnet: 02:d1, cell, subnet (divhook/core/addressing.py). */
+static __always_inline void router_mac(const struct host_config *host, __be32 address_be, struct mac *mac)
+{
+	__u32 within = bpf_ntohl(address_be & ~host->supernet_mask_be) >> (host->host_bits & 31);
+	__u32 subnet = within & ((1u << (host->subnet_bits & 31)) - 1);
+	__u32 cell = within >> (host->subnet_bits & 31);
+	__be16 *words_be = (void *)mac;
+
+	words_be[0] = bpf_htons(0x02d1);
+	words_be[1] = bpf_htons(cell);
+	words_be[2] = bpf_htons(subnet);
+}
+
+static __always_inline struct endpoint *endpoint_of(__be32 address_be)
+{
+	return bpf_map_lookup_elem(&endpoints, &address_be);
+}
+
+/* Note the use of a neighbour; written once per unit of time, so that CPUs do not fight for the line. */
+static __always_inline void endpoint_used(struct endpoint *endpoint)
+{
+	__u32 now = bpf_ktime_get_coarse_ns() >> USED_SHIFT;
+
+	if (endpoint->used_at != now)
+		endpoint->used_at = now;
+}
+
+/* Whether the frame, or each segment that will be made of it, fits into an MTU. */
+static __always_inline bool fits(struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
+{
+	__u32 headers = packet->header_length;
+	__u8 data_offset;
+
+	if (packet->total_length <= mtu)
+		return true;
+	if (!skb->gso_size || packet->fragment)
+		return false;
+	if (packet->protocol == PROTOCOL_UDP)
+		headers += UDP_LEN;
+	else if (packet->protocol != PROTOCOL_TCP ||
+		 bpf_skb_load_bytes(skb, ETH_LEN + headers + 12, &data_offset, sizeof(data_offset)))
+		return false;
+	else
+		headers += data_offset >> 4 << 2;
+	return headers + skb->gso_size <= mtu;
+}
+
+/* Cut what follows the packet: nothing goes on that its header does not own. False where that can't be done here. */
+static __always_inline bool trim(struct __sk_buff *skb, const struct packet *packet)
+{
+	__u32 length = ETH_LEN + packet->total_length;
+
+	return skb->len == length || (!skb->gso_size && !bpf_skb_change_tail(skb, length, 0));
+}
+
+static __always_inline __u32 segments(const struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
+{
+	return packet->total_length > mtu && skb->gso_segs ? skb->gso_segs : 1;
+}
+
+/* The target shows in cb, where a test-run can read it; nobody else does. */
+static __always_inline int redirect(struct __sk_buff *skb, __u32 ifindex)
+{
+	skb->cb[0] = ifindex;
+	return bpf_redirect(ifindex, 0);
+}
+
+/* A valid packet of an active port, from its own address. group: its frame went to a group MAC. */
+static __always_inline int forward_from_guest(struct __sk_buff *skb, const struct host_config *host,
+					      const struct port *port, const struct packet *packet, bool group)
+{
+	__be32 destination = packet->destination_be;
+	struct endpoint *endpoint;
+	struct headers *start;
+	__u32 bytes = skb->len, to_port, ifindex;
+	bool routed;
+
+	if (group)
+		return NOT_KNOWN;
+	if (!same_cell(host, destination, port->address_be)) {
+		__be32 number = destination & host->host_mask_be;
+
+		if (is_virtual(host, destination) && number && number != host->host_mask_be)
+			return drop(skb, port->port_id, CELL_DENIED);
+		return NOT_KNOWN;
+	}
+	endpoint = endpoint_of(destination);
+	if (!endpoint || endpoint->kind == ENDPOINT_FENCED || destination == port->address_be)
+		return NOT_KNOWN;
+	routed = !same_subnet(host, destination, port->address_be);
+	if ((routed && packet->ttl <= 1) || !fits(skb, packet, endpoint->mtu) || !trim(skb, packet))
+		return NOT_KNOWN;
+	start = FRAME_START(skb, struct headers);
+	if (!start)
+		return NOT_KNOWN;
+	if (endpoint->kind == ENDPOINT_REMOTE) {
+		endpoint_used(endpoint);
+		mac_copy(&start->ethernet.destination, &endpoint->host);
+		mac_copy(&start->ethernet.source, &host->pmac);
+		ifindex = host->uplink_ifindex;
+		to_port = 0;
+	} else {
+		mac_copy(&start->ethernet.destination, &endpoint->vmac);
+		if (routed)
+			router_mac(host, destination, &start->ethernet.source);
+		ifindex = endpoint->ifindex;
+		to_port = endpoint->port_id;
+	}
+	if (routed)
+		ttl_decrement(start);
+	count_forwarded(port->port_id, to_port, segments(skb, packet, endpoint->mtu), bytes);
+	return redirect(skb, ifindex);
+}
+
+/* A valid packet to the host's pmac from `source`, with a virtual destination. */
+static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct host_config *host,
+					     const struct packet *packet, const struct mac *source)
+{
+	struct endpoint *local = endpoint_of(packet->destination_be), *sender;
+	struct headers *start;
+	__u32 bytes = skb->len;
+
+	if (!local || local->kind != ENDPOINT_LOCAL)
+		return NOT_KNOWN;
+	sender = endpoint_of(packet->source_be);
+	if (!sender || mac_equal(source, &host->pmac))
+		return NOT_KNOWN;
+	if (!same_cell(host, packet->source_be, packet->destination_be))
+		return drop(skb, 0, CELL_DENIED);
+	if (sender->kind != ENDPOINT_REMOTE)
+		return drop(skb, 0, SPOOF_LOCAL);
+	if (!mac_equal(source, &sender->host) || !fits(skb, packet, local->mtu) || !trim(skb, packet))
+		return NOT_KNOWN;
+	start = FRAME_START(skb, struct headers);
+	if (!start)
+		return NOT_KNOWN;
+	endpoint_used(sender);
+	mac_copy(&start->ethernet.destination, &local->vmac);
+	if (same_subnet(host, packet->source_be, packet->destination_be))
+		mac_copy(&start->ethernet.source, &sender->vmac);
+	else
+		router_mac(host, packet->destination_be, &start->ethernet.source);
+	count_forwarded(0, local->port_id, segments(skb, packet, local->mtu), bytes);
+	return redirect(skb, local->ifindex);
+}
