@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from divhook.config.problems import ConfigError, Problem, did_you_mean
@@ -34,7 +35,7 @@ def _problems(model: type[BaseModel], document: Document, error: ErrorDetails) -
     match error["type"]:
         case "extra_forbidden":
             parent = _model_at(model, path[:-1])
-            hint = did_you_mean(key, parent.model_fields if parent else (), "possible here")
+            hint = did_you_mean(key, _fields(parent) if parent else (), "possible here")
             return [Problem(document.at_key(path), f"unknown key {key!r}", hint)]
         case "missing":
             message = f"key {name} is missing"
@@ -70,12 +71,17 @@ def _container(document: Document, path: Path) -> Any:
     return document.at_key(path) if path and isinstance(path[-1], str) else document.at(path)
 
 
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Fields by the name that a file has: the alias where there is one (`from` is no name in Python)."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
 def _annotation(model: type[BaseModel], path: Path) -> Any:
     """Type that the model has at a path: fields of models, values of dicts, items of tuples."""
     here: Any = model
     for part in path:
         if isinstance(here, type) and issubclass(here, BaseModel):
-            field = here.model_fields.get(str(part))
+            field = _fields(here).get(str(part))
             here = field.annotation if field else None
         else:
             here = next((a for a in reversed(get_args(here)) if a is not Ellipsis), None)
@@ -88,11 +94,13 @@ def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
 
 
 def _choices(model: type[BaseModel], path: Path) -> list[str]:
-    return [str(choice) for choice in get_args(_annotation(model, path))]
+    """Words that a Literal allows, also where it stands beside None."""
+    choices = [*get_args(_annotation(model, path))]
+    return [str(c) for choice in choices for c in (get_args(choice) or (choice,)) if c is not type(None)]
 
 
 def _purpose(model: type[BaseModel], path: Path) -> str:
     """First sentence of a key's documentation."""
     parent = _model_at(model, path[:-1])
-    field = parent.model_fields.get(str(path[-1])) if parent else None
+    field = _fields(parent).get(str(path[-1])) if parent else None
     return (field.description or "").split("\n")[0].rstrip(".").split(". ")[0] if field else ""
