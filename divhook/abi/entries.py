@@ -178,11 +178,11 @@ class LocalEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class RemoteEndpoint:
-    """Map `endpoints`: a neighbour, as discovery has it. used_at: the programs' last use, in units of USED_SHIFT."""
+    """Map `endpoints`: a neighbour, as discovery has it. used: whether a frame has passed since this was written."""
 
     claim: Claim
     mtu: int
-    used_at: int = 0
+    used: bool = False
 
     def pack(self) -> layout.Endpoint:
         """struct endpoint. Raises ValueError where a field is out of range."""
@@ -196,7 +196,7 @@ class RemoteEndpoint:
             guest_id=claim.guest_id,
             identity=claim.identity,
             host=packed_mac(claim.host),
-            used_at=self.used_at,
+            used=int(self.used),
         )
 
 
@@ -216,7 +216,7 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
         return LocalEndpoint(vmac, raw.ifindex, raw.port_id, raw.mtu, raw.kind == EndpointKind.FENCED)
     host = bytes(raw.host.octets)
     claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
-    return RemoteEndpoint(claim, raw.mtu, raw.used_at)
+    return RemoteEndpoint(claim, raw.mtu, bool(raw.used))
 
 
 @dataclass(frozen=True, slots=True)

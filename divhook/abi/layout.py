@@ -22,7 +22,6 @@ MAX_DROP_COUNTERS = 32768
 
 BUCKETS = 4
 HOST_FASTPATH = 1
-USED_SHIFT = 30
 
 
 @unique
@@ -115,7 +114,7 @@ class Endpoint(ctypes.Structure):
         ("vmac", Mac),
         ("host", Mac),
         ("ifindex", ctypes.c_uint32),
-        ("used_at", ctypes.c_uint32),
+        ("used", ctypes.c_uint32),
         ("port_id", ctypes.c_uint16),
         ("mtu", ctypes.c_uint16),
         ("kind", ctypes.c_uint8),

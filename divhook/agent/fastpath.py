@@ -15,9 +15,9 @@ every frame that came to the slow path for a neighbour published within LATE_S, 
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
-from divhook.abi.layout import USED_SHIFT
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import Programs
 from divhook.core.addressing import Address, AddressPlan, address_text
@@ -46,7 +46,7 @@ class FastPath:
         self._local: dict[Address, LocalEndpoint] = {}
         self._published: dict[Address, float] = {}  # neighbours, and when
         self._full = False
-        discovery.last_use = self.last_use_s
+        discovery.used_elsewhere = self.took_use
 
     def __len__(self) -> int:
         """Neighbours that the kernel knows."""
@@ -129,14 +129,13 @@ class FastPath:
         for address in list(self._published):
             self._publish(address, now)
 
-    def last_use_s(self, address: Address) -> float:
-        """When the programs last used a neighbour, in seconds of CLOCK_MONOTONIC, rounded up by at most 1.1 s."""
-        if address not in self._published:
-            return float("-inf")
-        entry = self._programs.endpoint(address)
-        if not isinstance(entry, RemoteEndpoint) or not entry.used_at:
-            return float("-inf")
-        return ((entry.used_at + 1) << USED_SHIFT) / 1e9
+    def took_use(self, address: Address) -> bool:
+        """Whether the programs have used a neighbour since this was last asked."""
+        entry = self._programs.endpoint(address) if address in self._published else None
+        if not isinstance(entry, RemoteEndpoint) or not entry.used:
+            return False
+        self._programs.set_endpoint(address, replace(entry, used=False))
+        return True
 
     # ------------------------------------------------------------------ a restarted agent
 

@@ -167,9 +167,6 @@ enum endpoint_kind {
 	ENDPOINT_FENCED = 3, /* behind a fenced port of this host: nobody else may speak for it */
 };
 
-/* A unit of endpoint.used_at: nanoseconds of CLOCK_MONOTONIC, shifted (1.07 s). */
-#define USED_SHIFT 30
-
 /*
  * Map `endpoints`: address → who holds it, as far as frames have needed it. The four words of the claim are the
  * agent's own: a restarted agent takes its neighbours back from here.
@@ -182,7 +179,7 @@ struct endpoint {
 	struct mac vmac;
 	struct mac host;  /* remote: pmac of its host */
 	__u32 ifindex;	  /* local: its tap */
-	__u32 used_at;	  /* remote: the last frame to or from it, written here */
+	__u32 used;	  /* remote: 1 once a frame to or from it has passed here; the agent clears it */
 	__u16 port_id;	  /* local */
 	__u16 mtu;	  /* bytes of an IP packet in its subnet */
 	__u8 kind;
@@ -217,7 +214,7 @@ struct drop_count {
 struct traffic {
 	__u64 diverted_packets; /* to the agent */
 	__u64 diverted_bytes;
-	__u64 from_packets; /* came from the port, and were forwarded */
+	__u64 from_packets; /* came from the port, and were forwarded; the uplink has none of its own */
 	__u64 from_bytes;
 	__u64 to_packets; /* were forwarded to the port */
 	__u64 to_bytes;

@@ -1,6 +1,5 @@
 """Whatever an authenticated but mad peer says, in whatever order: no exception, no bound exceeded, no lie."""
 
-import math
 import random
 
 from hypothesis import given, settings
@@ -63,13 +62,18 @@ class Shell:
     def __init__(self) -> None:
         self.now = 50.0
         self.machine = Discovery(OWN, PLAN, random.Random(4), 1_700_000_000_000_000, LIMITS)
-        self.used: dict[bytes, float] = {}
-        self.machine.last_use = lambda address: self.used.get(address, -math.inf)
+        self.used: set[bytes] = set()
+        self.machine.used_elsewhere = self.took_use
         self.machine.ready(self.now)
         self.nonces = [0]
         self.held: set[int] = set()
         self.number = 0
         self.accepted: dict[bytes, tuple[int, bytes]] = {}
+
+    def took_use(self, address: bytes) -> bool:
+        used = address in self.used
+        self.used.discard(address)
+        return used
 
     def give(self) -> int:
         self.number += 1
@@ -101,7 +105,7 @@ class Shell:
             machine.withdraw(value, now)
             self.accepted.pop(value, None)
         elif what == "touch":
-            self.used[value] = now
+            self.used.add(value)
         elif what == "adopt" and value.host != OWN:
             machine.adopt(value, now)
         elif what == "wait":

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 from discovery_hosts import (
     DB,
@@ -141,8 +139,7 @@ def test_entry_in_use_is_refreshed_when_its_lifetime_ends(wire):
     ask(wire)
     wire.settle()
     wire.run(10)
-    used_s = wire.now
-    wire.hosts[HOST_B].last_use = lambda address: used_s if address == WEB else -math.inf
+    wire.hosts[HOST_B].used_elsewhere = lambda address: address == WEB
     wire.log.clear()
     wire.run(51)
     assert [m.type for m in wire.log] == [MessageType.PROBE, MessageType.REPLY]

@@ -56,16 +56,22 @@ static __always_inline void count_diverted(struct __sk_buff *skb, __u32 port_id)
 	}
 }
 
-static __always_inline void count_forwarded(__u32 from_port_id, __u32 to_port_id, __u32 packets, __u32 bytes)
+static __always_inline void count_from(__u32 port_id, __u32 packets, __u32 bytes)
 {
-	struct traffic *from = traffic_of(from_port_id), *to = traffic_of(to_port_id);
+	struct traffic *port = traffic_of(port_id);
 
-	if (from) {
-		from->from_packets += packets;
-		from->from_bytes += bytes;
+	if (port) {
+		port->from_packets += packets;
+		port->from_bytes += bytes;
 	}
-	if (to) {
-		to->to_packets += packets;
-		to->to_bytes += bytes;
+}
+
+static __always_inline void count_to(__u32 port_id, __u32 packets, __u32 bytes)
+{
+	struct traffic *port = traffic_of(port_id);
+
+	if (port) {
+		port->to_packets += packets;
+		port->to_bytes += bytes;
 	}
 }

@@ -48,13 +48,12 @@ static __always_inline struct endpoint *endpoint_of(__be32 address_be)
 	return bpf_map_lookup_elem(&endpoints, &address_be);
 }
 
-/* Note the use of a neighbour; written once per unit of time, so that CPUs do not fight for the line. */
+/* A neighbour is in use. Written only where that is news: CPUs do not fight for the line, and a clock would cost more
+ * than the rest of the look-up. */
 static __always_inline void endpoint_used(struct endpoint *endpoint)
 {
-	__u32 now = bpf_ktime_get_coarse_ns() >> USED_SHIFT;
-
-	if (endpoint->used_at != now)
-		endpoint->used_at = now;
+	if (!endpoint->used)
+		endpoint->used = 1;
 }
 
 /* Whether the frame, or each segment that will be made of it, fits into an MTU. */
@@ -104,7 +103,7 @@ static __always_inline int forward_from_guest(struct __sk_buff *skb, const struc
 	__be32 destination = packet->destination_be;
 	struct endpoint *endpoint;
 	struct headers *start;
-	__u32 bytes = skb->len, to_port, ifindex;
+	__u32 bytes = skb->len, packets, ifindex;
 	bool routed;
 
 	if (group)
@@ -125,22 +124,22 @@ static __always_inline int forward_from_guest(struct __sk_buff *skb, const struc
 	start = FRAME_START(skb, struct headers);
 	if (!start)
 		return NOT_KNOWN;
+	packets = segments(skb, packet, endpoint->mtu);
+	count_from(port->port_id, packets, bytes);
 	if (endpoint->kind == ENDPOINT_REMOTE) {
 		endpoint_used(endpoint);
 		mac_copy(&start->ethernet.destination, &endpoint->host);
 		mac_copy(&start->ethernet.source, &host->pmac);
 		ifindex = host->uplink_ifindex;
-		to_port = 0;
 	} else {
 		mac_copy(&start->ethernet.destination, &endpoint->vmac);
 		if (routed)
 			router_mac(host, destination, &start->ethernet.source);
+		count_to(endpoint->port_id, packets, bytes);
 		ifindex = endpoint->ifindex;
-		to_port = endpoint->port_id;
 	}
 	if (routed)
 		ttl_decrement(start);
-	count_forwarded(port->port_id, to_port, segments(skb, packet, endpoint->mtu), bytes);
 	return redirect(skb, ifindex);
 }
 
@@ -172,6 +171,6 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 		mac_copy(&start->ethernet.source, &sender->vmac);
 	else
 		router_mac(host, packet->destination_be, &start->ethernet.source);
-	count_forwarded(0, local->port_id, segments(skb, packet, local->mtu), bytes);
+	count_to(local->port_id, segments(skb, packet, local->mtu), bytes);
 	return redirect(skb, local->ifindex);
 }

@@ -223,16 +223,18 @@ static __always_inline bool ordinary_valid(const struct __sk_buff *skb, const st
 					   struct packet *packet)
 {
 	const struct headers *header = &start->headers;
-	const __u16 *words = (const __u16 *)&header->version_ihl;
+	const __u32 *words = (const __u32 *)&header->version_ihl;
 	__u32 total_length = bpf_ntohs(header->total_length_be);
-	__u32 sum = 0;
+	__u64 sum = 0;
 
 	if (header->version_ihl != 0x45 || header->fragment_be & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK) ||
 	    total_length < IPV4_MIN_LEN + UDP_LEN || ETH_LEN + total_length > skb->len)
 		return false;
 #pragma unroll
-	for (int i = 0; i < IPV4_MIN_LEN / 2; i++)
+	for (int i = 0; i < IPV4_MIN_LEN / 4; i++)
 		sum += words[i];
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	if (sum != 0xffff)

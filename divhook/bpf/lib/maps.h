@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* The maps. The loader pins each by its name; the agent writes all but drops, buckets, traffic and endpoint.used_at. */
+/* The maps. The loader pins each by its name; the agent writes all but drops, buckets, traffic and endpoint.used. */
 #pragma once
 
 #include "../abi.h"

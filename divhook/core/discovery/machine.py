@@ -132,13 +132,13 @@ class Discovery:
         return self._resolver.resolve(address, port, asker, now, held)
 
     @property
-    def last_use(self) -> Callable[[Address], float]:
-        """Asked when the lifetime of an entry ends: when a cache of our decisions last used it, or -inf."""
-        return self._resolver.last_use
+    def used_elsewhere(self) -> Callable[[Address], bool]:
+        """Asked when the lifetime of an entry ends: has a cache of our decisions used it since it was last asked?"""
+        return self._resolver.used_elsewhere
 
-    @last_use.setter
-    def last_use(self, function: Callable[[Address], float]) -> None:
-        self._resolver.last_use = function
+    @used_elsewhere.setter
+    def used_elsewhere(self, function: Callable[[Address], bool]) -> None:
+        self._resolver.used_elsewhere = function
 
     def adopt(self, claim: Claim, now: float) -> bool:
         """A cache of our decisions still holds this claim, from before this start; False where it can't be used.

@@ -28,7 +28,7 @@ class Resolver:
         self._limits = seam.limits
         self.table = NeighbourTable(self._limits.neighbours)
         self.on_confirmed: Callable[[Claim, float], None] = lambda claim, now: None
-        self.last_use: Callable[[Address], float] = lambda address: -_NEVER
+        self.used_elsewhere: Callable[[Address], bool] = lambda address: False
         self._wheel = Wheel(seam.timers, self._limits.tick_s, self._tick)
         self._host_misses = TokenBucket(self._limits.misses_per_s_host, self._limits.misses_per_s_host)
         self._port_misses: dict[int, TokenBucket] = {}  # at most one per port id: 65,535
@@ -214,9 +214,8 @@ class Resolver:
         elif entry.state is NeighbourState.FAILED:
             self.forget(entry.address)
         elif entry.state is NeighbourState.REACHABLE:
-            cached_s = self.last_use(address)
-            if cached_s > entry.used_s:
-                self.table.used(entry, min(cached_s, now))
+            if self.used_elsewhere(address):
+                self.table.used(entry, now)
             if entry.used_s > entry.confirmed_s:
                 self._refresh(entry, now)
             else:
