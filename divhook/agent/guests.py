@@ -196,7 +196,8 @@ class Guests:
                     self._forget(nic)
             raise
 
-    async def _plug(self, nic: Nic, wanted: DomainNic) -> None:
+    async def _plug(self, nic: Nic, wanted: DomainNic, runs: bool = False) -> None:
+        """runs: the guest does already; then a port that passes its traffic goes on passing it."""
         if nic.phase is not Phase.PREPARED:
             return
         await self._answered(nic)
@@ -212,7 +213,12 @@ class Guests:
         if holder is not None:
             raise RequestError(f"{nic}: its tap {wanted.target} is that of {holder}")
         nic.ifname, nic.ifindex = wanted.target, link.ifindex
-        self._ports.make(nic, _quiet(nic), {n.port for n in self._nics.values() if n is not nic})
+        state = _quiet(nic)
+        if runs and (nic.known or nic.fixed) and self._ports.passes(nic):  # a restarted agent
+            state = PortState.FENCED if self._claim_state(nic) is ClaimState.FENCED else PortState.ACTIVE
+        if state is PortState.ACTIVE:
+            self._addresses.claim(nic)
+        self._ports.make(nic, state, {n.port for n in self._nics.values() if n is not nic})
         nic.phase = Phase.PLUGGED
         self._join()
         if nic.address is not None:  # else lost meanwhile, and another is being chosen
@@ -307,7 +313,7 @@ class Guests:
                 self._nics[nic.key] = nic
                 if self.reconciled or not runs or not self._addresses.reclaim(nic):
                     self._ask(nic)
-            await self._plug(nic, wanted)
+            await self._plug(nic, wanted, runs)
             if nic.address is not None and self._claim_state(nic) is ClaimState.FENCED:
                 nic.started, nic.phase = True, Phase.RUNNING
                 self._put(nic, PortState.FENCED)

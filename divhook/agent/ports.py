@@ -47,6 +47,18 @@ class Ports:
         self.put(nic, state)
         self._programs.attach_port(nic.ifindex)
 
+    def passes(self, nic: Nic) -> bool:
+        """Whether the programs pass traffic of this very NIC and address, or know it as fenced, from before this start.
+
+        Such a port must go on as it is: made anew, as TENTATIVE, it would divert the flows that it forwards.
+        """
+        entry = self._programs.ports().get(nic.ifindex)
+        return (
+            entry is not None
+            and (entry.vmac, entry.address) == (nic.mac, nic.address)
+            and entry.state in (PortState.ACTIVE, PortState.FENCED)
+        )
+
     def _id_for(self, nic: Nic, used: set[int]) -> int:
         """The id that the tap has already (a restarted agent), or a fresh one."""
         ports = self._programs.ports()

@@ -157,9 +157,10 @@ def vm(number: int, name: str = "", place: str = "shop/web", address: str = "", 
 
 
 class FakePrograms:
-    """The maps as dictionaries. fail: names of methods that the kernel refuses."""
+    """The maps as dictionaries. fail: names of methods that the kernel refuses. written: every change, in order."""
 
     def __init__(self) -> None:
+        self.written: list[tuple[object, object]] = []
         self.entries: dict[int, PortEntry] = {}
         self.on: dict[int, str] = {UPLINK_IFINDEX: FROM_WIRE}
         self.known: dict[Address, EndpointEntry] = {}
@@ -188,10 +189,12 @@ class FakePrograms:
 
     def set_port(self, ifindex: int, entry: PortEntry) -> None:
         self._may("set_port")
+        self.written += [(ifindex, entry)] if self.entries.get(ifindex) != entry else []
         self.entries[ifindex] = entry
 
     def remove_port(self, ifindex: int) -> None:
         self._may("remove_port")
+        self.written += [(ifindex, None)] if ifindex in self.entries else []
         self.entries.pop(ifindex, None)
 
     def ports(self) -> dict[int, PortEntry]:
@@ -199,10 +202,12 @@ class FakePrograms:
 
     def set_endpoint(self, address: Address, entry: EndpointEntry) -> None:
         self._may("set_endpoint")
+        self.written += [(address, entry)] if self.known.get(address) != entry else []
         self.known[address] = entry
 
     def remove_endpoint(self, address: Address) -> None:
         self._may("remove_endpoint")
+        self.written += [(address, None)] if address in self.known else []
         self.known.pop(address, None)
 
     def endpoint(self, address: Address) -> EndpointEntry | None:

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
-from agent_fakes import WEB, Card, Lan, settle, story, vm
+from agent_fakes import WEB, Card, Host, Lan, Vm, settle, story, vm
 
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import FROM_GUEST
@@ -19,6 +20,20 @@ from divhook.core.endpoint import PortState
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+async def fenced(lan: Lan) -> tuple[Host, Host, Vm, Vm]:
+    """Two hosts that run the same guest: it is fenced on the second."""
+    a, b = await lan.host(), await lan.host()
+    one, copy = vm(1, address="10.1.1.77"), vm(1, address="10.1.1.77")
+    lan.cut.add(b)
+    await b.start(copy)
+    await settle()
+    await a.start(one)
+    lan.cut.clear()
+    await settle(700)
+    assert b.port(copy).state is PortState.FENCED
+    return a, b, one, copy
 
 
 # ---------------------------------------------------------------------- the agent restarts
@@ -52,6 +67,56 @@ async def test_a_restarted_agent_changes_nothing_for_the_programs(lan: Lan, capl
     await host.restart()
     assert host.programs.ports() == before
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("address", ["", "10.1.1.66"])
+@story
+async def test_a_port_that_passes_traffic_passes_it_all_through_its_adoption(lan: Lan, address: str) -> None:
+    host, web = await lan.host(), vm(1, address=address)
+    await host.start(web)
+    await settle()
+    assert host.programs.endpoint(host.address(web)) is not None
+    host.programs.written.clear()
+    await host.restart()
+    assert host.port(web).state is PortState.ACTIVE
+    assert host.programs.written == []
+
+
+@story
+async def test_a_fixed_address_goes_on_without_a_gap_where_the_registry_was_lost(lan: Lan) -> None:
+    host, web = await lan.host(), vm(1, address="10.1.1.66")
+    await host.start(web)
+    await settle()
+    host.programs.written.clear()
+    await host.stop()
+    (host.paths.state / "registry.sqlite").unlink()
+    host.boot()
+    await host.agent.reconcile()
+    assert host.port(web).state is PortState.ACTIVE
+    assert host.programs.written == []
+
+
+@story
+async def test_a_fenced_port_stays_fenced_all_through_its_adoption(lan: Lan) -> None:
+    _, b, _, copy = await fenced(lan)
+    b.programs.written.clear()
+    await b.restart()
+    assert b.port(copy).state is PortState.FENCED
+    assert b.programs.written == []
+
+
+@story
+async def test_a_port_with_another_address_than_its_guest_has_now_passes_nothing_before_the_claim(lan: Lan) -> None:
+    host, web = await lan.host(), vm(1, address="10.1.1.66")
+    await host.start(web)
+    await settle()
+    ifindex = host.nic(web).ifindex
+    other = parse_address("10.1.1.99")
+    host.programs.entries[ifindex] = replace(host.programs.entries[ifindex], address=other)
+    host.programs.written.clear()
+    await host.restart()
+    states = [entry.state for key, entry in host.programs.written if key == ifindex]
+    assert states == [PortState.TENTATIVE, PortState.ACTIVE]
 
 
 @story
@@ -104,15 +169,7 @@ async def test_a_guest_that_ended_while_the_agent_was_away_is_forgotten_and_its_
 
 @story
 async def test_a_fence_outlives_a_restart(lan: Lan) -> None:
-    a, b = await lan.host(), await lan.host()
-    one, copy = vm(1, address="10.1.1.77"), vm(1, address="10.1.1.77")
-    lan.cut.add(b)
-    await b.start(copy)
-    await settle()
-    await a.start(one)
-    lan.cut.clear()
-    await settle(700)
-    assert b.port(copy).state is PortState.FENCED
+    a, b, one, copy = await fenced(lan)
     lan.cut.add(b)
     await b.restart()
     assert (b.port(copy).state, b.nic(copy).phase) == (PortState.FENCED, Phase.RUNNING)

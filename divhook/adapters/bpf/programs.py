@@ -162,7 +162,13 @@ class Programs:
         Ids must be distinct modulo MAX_PORTS, 0 being the uplink's: counters are kept by that.
         """
         self._ensure_buckets(entry.port_id)
-        self._maps["ports"].put(_U32.pack(ifindex), bytes(entry.pack()))
+        self._put_changed("ports", _U32.pack(ifindex), bytes(entry.pack()))
+
+    def _put_changed(self, name: str, key: bytes, value: bytes) -> None:
+        """The kernel uses the memory of an exchanged entry again at once, while a program may still read it: so what
+        is right already, as all is for a restarted agent, is left alone."""
+        if self._maps[name].get(key) != value:
+            self._maps[name].put(key, value)
 
     def remove_port(self, ifindex: int) -> None:
         """Everything from that interface is PORT_UNKNOWN from now on. Its counters stay."""
@@ -179,7 +185,7 @@ class Programs:
 
     def set_endpoint(self, address: Address, entry: EndpointEntry) -> None:
         """Insert or exchange what is known of an address: no frame sees neither. Raises BpfError where full."""
-        self._maps["endpoints"].put(address, bytes(entry.pack()))
+        self._put_changed("endpoints", address, bytes(entry.pack()))
 
     def remove_endpoint(self, address: Address) -> None:
         """Frames for it, and from it, are the agent's from now on; no error where it was not known."""
