@@ -259,9 +259,14 @@ class Programs:
 
     # tests, and the end
 
-    def test_run(self, program: str, frame: bytes, ifindex: int, mark: int = 0, gso_size: int = 0) -> syscall.TestRun:
-        """One frame through a program as if received on ifindex; counters and buckets move. Raises BpfError."""
-        return syscall.run_frame(self._programs[program], frame, ifindex, mark, gso_size)
+    def test_run(
+        self, program: str, frame: bytes, ifindex: int, mark: int = 0, gso_size: int = 0, gso_segs: int = 0
+    ) -> syscall.TestRun:
+        """One frame through a program as if received on ifindex; counters and buckets move. Raises BpfError.
+
+        gso_size, gso_segs: of a frame that is to be cut into so many segments of so many bytes of payload.
+        """
+        return syscall.run_frame(self._programs[program], frame, ifindex, mark, gso_size, gso_segs)
 
     def close(self) -> None:
         """Give up the descriptors; what is pinned goes on working."""

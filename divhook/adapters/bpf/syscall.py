@@ -21,6 +21,8 @@ MAP_LOOKUP_ELEM, MAP_UPDATE_ELEM, MAP_DELETE_ELEM, MAP_GET_NEXT_KEY = 1, 2, 3, 4
 OBJ_PIN, OBJ_GET = 6, 7
 PROG_TEST_RUN = 10
 OBJ_GET_INFO_BY_FD = 15
+BTF_GET_FD_BY_ID = 19
+MAP_LOOKUP_BATCH = 24
 LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
 
 BPF_ANY, BPF_NOEXIST = 0, 1
@@ -28,9 +30,14 @@ BPF_TCX_INGRESS = 46
 BPF_F_BEFORE = 1 << 3
 LINK_TYPE_TCX = 11
 
+BATCH = 4096
+"""Entries read at once: some 0.5 ms."""
+PER_CPU_TYPES = (5, 6, 10)
+"""enum bpf_map_type: per-CPU hash, per-CPU array, per-CPU LRU hash."""
+
 SK_BUFF_LENGTH = 192
 """sizeof(struct __sk_buff) of Linux 6.1; it only grows, and the kernel takes a shorter one."""
-SK_BUFF_MARK, SK_BUFF_IFINDEX, SK_BUFF_CB, SK_BUFF_GSO_SIZE = 8, 40, 48, 176
+SK_BUFF_MARK, SK_BUFF_IFINDEX, SK_BUFF_CB, SK_BUFF_GSO_SEGS, SK_BUFF_GSO_SIZE = 8, 40, 48, 164, 176
 
 U32 = ctypes.c_uint32
 U64 = ctypes.c_uint64
@@ -42,6 +49,10 @@ class _ElemAttr(ctypes.Structure):
 
 class _ObjAttr(ctypes.Structure):
     _fields_ = (("pathname", U64), ("bpf_fd", U32), ("file_flags", U32))
+
+
+class _IdAttr(ctypes.Structure):
+    _fields_ = (("id", U32), ("next_id", U32), ("open_flags", U32))
 
 
 class _InfoAttr(ctypes.Structure):
@@ -83,6 +94,45 @@ class _LinkCreateAttr(ctypes.Structure):
 
 class _LinkUpdateAttr(ctypes.Structure):
     _fields_ = (("link_fd", U32), ("new_prog_fd", U32), ("flags", U32), ("old_prog_fd", U32))
+
+
+class _BatchAttr(ctypes.Structure):
+    _fields_ = (
+        ("in_batch", U64),
+        ("out_batch", U64),
+        ("keys", U64),
+        ("values", U64),
+        ("count", U32),
+        ("map_fd", U32),
+        ("elem_flags", U64),
+        ("flags", U64),
+    )
+
+
+class MapInfo(ctypes.Structure):
+    """struct bpf_map_info, as far as it is needed. btf_id: 0 where the kernel has no types of the map."""
+
+    _fields_ = (
+        ("type", U32),
+        ("id", U32),
+        ("key_size", U32),
+        ("value_size", U32),
+        ("max_entries", U32),
+        ("map_flags", U32),
+        ("name", ctypes.c_char * 16),
+        ("ifindex", U32),
+        ("btf_vmlinux_value_type_id", U32),
+        ("netns_dev", U64),
+        ("netns_ino", U64),
+        ("btf_id", U32),
+        ("btf_key_type_id", U32),
+        ("btf_value_type_id", U32),
+        ("pad", U32),
+    )
+
+
+class _BtfInfo(ctypes.Structure):
+    _fields_ = (("btf", U64), ("btf_size", U32), ("id", U32), ("name", U64), ("name_len", U32), ("kernel_btf", U32))
 
 
 class _LinkInfo(ctypes.Structure):
@@ -194,6 +244,29 @@ class Map:
             yield next_key.raw
             previous = ctypes.create_string_buffer(next_key.raw, self._key_length)
 
+    def batches(self) -> Iterator[list[tuple[bytes, bytes]]]:
+        """All keys and values, some thousand at a time; values as of `get`. What is there all the time comes once."""
+        key_length, value_length = self._key_length, len(self._value)
+        place = ctypes.create_string_buffer(max(8, key_length))
+        keys = ctypes.create_string_buffer(BATCH * key_length)
+        values = ctypes.create_string_buffer(BATCH * value_length)
+        begun = code = 0
+        while code != -errno.ENOENT:
+            attr = _BatchAttr(
+                _address(place) if begun else 0, _address(place), _address(keys), _address(values), BATCH, self.fd, 0, 0
+            )
+            code, begun = _call(MAP_LOOKUP_BATCH, attr), 1
+            if code < 0 and code != -errno.ENOENT:
+                raise os_error(f"map {self.name}: cannot list", -code)
+            found_keys, found_values = keys.raw, values.raw
+            yield [
+                (
+                    found_keys[at * key_length : (at + 1) * key_length],
+                    found_values[at * value_length : (at + 1) * value_length],
+                )
+                for at in range(attr.count)
+            ]
+
     def close(self) -> None:
         """Give up the descriptor; a pinned map stays."""
         if self.fd >= 0:
@@ -205,6 +278,34 @@ def possible_cpus() -> int:
     """How many values a per-CPU map holds for a key."""
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().replace("-", ",").split(",")[-1]
     return int(last) + 1
+
+
+def map_info(fd: int) -> MapInfo:
+    """What a map is, for one whose layout is not this version's."""
+    info = MapInfo()
+    code = _call(OBJ_GET_INFO_BY_FD, _InfoAttr(fd, ctypes.sizeof(info), _address(info)))
+    if code < 0:
+        raise os_error("cannot examine a map", -code)
+    return info
+
+
+def btf_bytes(btf_id: int) -> bytes:
+    """The types that the kernel keeps beside a map, as adapters/bpf/btf.py reads them."""
+    fd = _call(BTF_GET_FD_BY_ID, _IdAttr(btf_id))
+    if fd < 0:
+        raise os_error("cannot open the types of a map", -fd)
+    try:
+        info = _BtfInfo()
+        code = _call(OBJ_GET_INFO_BY_FD, _InfoAttr(fd, ctypes.sizeof(info), _address(info)))
+        if code == 0:
+            buffer = ctypes.create_string_buffer(info.btf_size)
+            info = _BtfInfo(btf=_address(buffer), btf_size=len(buffer))
+            code = _call(OBJ_GET_INFO_BY_FD, _InfoAttr(fd, ctypes.sizeof(info), _address(info)))
+        if code < 0:
+            raise os_error("cannot read the types of a map", -code)
+        return buffer.raw
+    finally:
+        os.close(fd)
 
 
 def tcx_supported(program_fd: int) -> bool:
@@ -259,12 +360,18 @@ class TestRun:
     target: int
 
 
-def run_frame(program_fd: int, frame: bytes, ifindex: int, mark: int, gso_size: int) -> TestRun:
+def run_frame(program_fd: int, frame: bytes, ifindex: int, mark: int, gso_size: int, gso_segs: int) -> TestRun:
     """BPF_PROG_TEST_RUN: one frame as if received on ifindex (one of the network namespace of the caller)."""
     data_in = ctypes.create_string_buffer(frame, len(frame))
     data_out = ctypes.create_string_buffer(len(frame) + 256)
     context = bytearray(SK_BUFF_LENGTH)
-    for offset, value in ((SK_BUFF_MARK, mark), (SK_BUFF_IFINDEX, ifindex), (SK_BUFF_GSO_SIZE, gso_size)):
+    fields = {
+        SK_BUFF_MARK: mark,
+        SK_BUFF_IFINDEX: ifindex,
+        SK_BUFF_GSO_SEGS: gso_segs,
+        SK_BUFF_GSO_SIZE: gso_size,
+    }
+    for offset, value in fields.items():
         struct.pack_into("=I", context, offset, value)
     context_in = ctypes.create_string_buffer(bytes(context), SK_BUFF_LENGTH)
     context_out = ctypes.create_string_buffer(SK_BUFF_LENGTH)
