@@ -1,6 +1,9 @@
 """Tiers: a test's directory says what it needs, and what cannot run says why in one line.
 
 With `--require TIER,…` or `--require-all`, as CI has it, a test that would be skipped fails instead.
+
+`--fastpath on|off` is the mode of every agent that a test of the netns or libvirt tier starts; both must be green, and
+scripts/run_tests.py runs both. A test marked `no_agent` starts none, and is run once.
 """
 
 import ctypes
@@ -13,8 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from divhook.lab.host import FASTPATH_VARIABLE
+
 TIERS = ("unit", "property", "sim", "bpf", "netns", "libvirt")
 TIER_MARKER = {"bpf": "require_bpf", "netns": "require_root", "libvirt": "require_libvirt"}
+AGENT_TIERS = ("netns", "libvirt")
+"""Tiers whose tests start agents, where they are not marked `no_agent`."""
 LIBVIRT_PROGRAMS = ("libvirtd", "virsh", "qemu-system-x86_64", "busybox", "tcpdump", "nft", "dpkg-deb", "apt-get")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -22,6 +29,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", default="", metavar="TIER,…", help="fail, not skip, what cannot run in these tiers")
     parser.addoption("--require-all", action="store_true", help="the same for all tiers")
+    parser.addoption("--fastpath", choices=("on", "off"), default="on", help="mode of the agents that tests start")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,8 +83,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(getattr(pytest.mark, name))
 
 
+def mode_of(item: pytest.Item) -> str:
+    """on, off, or empty: it starts no agent."""
+    if tier_of(item) not in AGENT_TIERS or item.get_closest_marker("no_agent"):
+        return ""
+    return str(item.config.getoption("--fastpath"))
+
+
+@pytest.fixture
+def fastpath(request: pytest.FixtureRequest) -> bool:
+    """Whether agents have the fast path on: for the tests whose expectation differs."""
+    return mode_of(request.node) == "on"
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if tier_of(item) in AGENT_TIERS:
+        mode = mode_of(item)
+        os.environ[FASTPATH_VARIABLE] = mode or "of a test that is marked no_agent"  # with that no lab comes up
+        item.user_properties.append(("fastpath", mode))
     for name, why_not in WHY_NOT.items():
         if item.get_closest_marker(name) and (reason := why_not()):
             pytest.skip(reason)

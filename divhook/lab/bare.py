@@ -92,7 +92,7 @@ class BareGuest:
 
 
 class BareLab(Lab):
-    """Hosts with agents, and namespaces for guests. settings: further lines for each host's divhook.yaml."""
+    """Hosts with agents, and namespaces for guests."""
 
     def __init__(
         self,
@@ -103,8 +103,8 @@ class BareLab(Lab):
         settings: str = "",
         progress: Callable[[str], None] = quiet,
     ) -> None:
-        super().__init__(directory, hosts, cells=cells, progress=progress)
-        self._settings = settings
+        settings = f"libvirt_uri: test:///etc/divhook/guests.xml\n{settings}"
+        super().__init__(directory, hosts, cells=cells, progress=progress, settings=settings)
         self.bare = {spec.name: BareGuest(self, spec) for spec in guests}
 
     def _up(self) -> None:
@@ -123,8 +123,6 @@ class BareLab(Lab):
             etc = host.root / "etc-divhook"
             node = "<node>" + "".join(spec.xml() for spec in mine) + "</node>"
             (etc / "guests.xml").write_text(node)
-            with (etc / "divhook.yaml").open("a") as stream:
-                stream.write(f"libvirt_uri: test:///etc/divhook/guests.xml\n{self._settings}")
             host.namespaces.ip(f"link add {BRIDGE} type bridge", f"link set {BRIDGE} up")
         for guest in self.bare.values():
             guest.plug()

@@ -26,6 +26,7 @@ from divhook.lab.errors import LabError
 
 UPLINK = "up0"
 BRIDGE = "divbr0"
+FASTPATH_VARIABLE = "DIVHOOK_LAB_FASTPATH"
 MOUNTS = {
     "etc-libvirt": "/etc/libvirt",
     "etc-divhook": "/etc/divhook",
@@ -96,6 +97,20 @@ def cell_files() -> Path:
         if path.is_dir():
             return path
     raise LabError(f"no cell files: policies/cells is neither in {package.parent} nor in the installed package")
+
+
+def host_settings(further: str = "") -> str:
+    """A host's divhook.yaml. $DIVHOOK_LAB_FASTPATH, on or off, counts where `further` leaves that open.
+
+    Raises LabError where it is neither.
+    """
+    text = f"uplink: {UPLINK}\n{further}"
+    fastpath = os.environ.get(FASTPATH_VARIABLE)
+    if fastpath is None or "fastpath:" in further:
+        return text
+    if fastpath not in ("on", "off"):
+        raise LabError(f"${FASTPATH_VARIABLE} is {fastpath!r}, not on or off")
+    return f"{text}fastpath: {fastpath}\n"
 
 
 class LabHost:

@@ -26,7 +26,7 @@ from divhook.lab import image, namespaces, processes
 from divhook.lab.capture import SNAP_LENGTH, Capture
 from divhook.lab.errors import LabError
 from divhook.lab.guest import GuestSpec, LabGuest, Nic, domain_xml
-from divhook.lab.host import BRIDGE, UPLINK, HostPlan, LabHost, cell_files, package_environment
+from divhook.lab.host import BRIDGE, UPLINK, HostPlan, LabHost, cell_files, host_settings, package_environment
 from divhook.lab.namespaces import Namespaces
 
 DEFAULT_DIRECTORY = Path("/var/tmp/divhook-lab")
@@ -57,8 +57,8 @@ def quiet(_message: str) -> None:
 class Lab:
     """A lab below `directory`. `hosts` counts only when it is brought up; `mode` "plain" is bridges without divhook.
 
-    `cells` is a directory of cell files for /etc/divhook/cells, or None for the repository's own. As a
-    context manager it is up inside and down after, whatever happens.
+    `cells` is a directory of cell files for /etc/divhook/cells, or None for the repository's own; `settings` are
+    further lines for each host's divhook.yaml. As a context manager it is up inside and down after, whatever happens.
     """
 
     def __init__(
@@ -68,10 +68,12 @@ class Lab:
         mode: str = AGENT,
         cells: Path | None = None,
         progress: Callable[[str], None] = quiet,
+        settings: str = "",
     ) -> None:
         self.directory = (directory or default_directory()).resolve()
         self.mode = mode
         self._cells = cells
+        self._settings = settings
         self._progress = progress
         self._image: image.Image | None = None
         self._held = False
@@ -229,6 +231,7 @@ class Lab:
 
     def _configure_divhook(self) -> None:
         cells = self._cells or cell_files()
+        settings = host_settings(self._settings)
         key = self.directory / "cluster.key"
         made = subprocess.run(
             [sys.executable, "-m", "divhook.cli.main", "key", "new", "--out", str(key), "--force"],
@@ -243,7 +246,7 @@ class Lab:
             etc = host.root / "etc-divhook"
             shutil.copy(key, etc / "cluster.key")
             (etc / "cluster.key").chmod(0o600)
-            (etc / "divhook.yaml").write_text(f"uplink: {UPLINK}\n")
+            (etc / "divhook.yaml").write_text(settings)
             shutil.copytree(cells, etc / "cells", dirs_exist_ok=True)
             host.install_hook()
 

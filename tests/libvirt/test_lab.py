@@ -14,6 +14,8 @@ from divhook.lab.lab import PLAIN, Lab
 from divhook.lab.namespaces import Namespaces
 from divhook.lab.wire import read_pcap
 
+pytestmark = pytest.mark.no_agent
+
 
 def links() -> str:
     return subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout

@@ -15,6 +15,8 @@ from hostile_frames import ALL_ONES, BRIDGE_MAC, ROUTER_MAC, checksum, ethernet,
 from divhook.adapters.nfqueue import MAX_PACKET, DivertQueue
 from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
 
+pytestmark = pytest.mark.no_agent
+
 
 @pytest.fixture
 def packets() -> list[tuple[int, bytes | None, bytes]]:

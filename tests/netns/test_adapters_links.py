@@ -11,6 +11,8 @@ from host_bench import SUPERNET, Bench
 
 from divhook.adapters.links import BRIDGE_MAC, PORT_GROUP, LinkError, LinkEvent, Links, read_sysctl
 
+pytestmark = pytest.mark.no_agent
+
 
 def with_links(bench: Bench, story: Callable[[Links], Coroutine[Any, Any, None]], *resolv_confs: Path) -> None:
     async def run() -> None:

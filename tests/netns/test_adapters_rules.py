@@ -11,6 +11,8 @@ from hostile_frames import ROUTER_MAC, ethernet, ipv4, udp
 from divhook.adapters.nfqueue import DivertQueue
 from divhook.adapters.rules import Rules, RulesError, RulesWatcher
 
+pytestmark = pytest.mark.no_agent
+
 FLUSHES = [
     "nft flush ruleset",
     "iptables -t raw -F",

@@ -20,7 +20,7 @@ from divhook.core.addressing import address_text, rmac
 from divhook.core.dhcp import LeaseChange
 from divhook.core.endpoint import PortState
 
-pytestmark = pytest.mark.require_root
+pytestmark = pytest.mark.no_agent
 ALL = (Udhcpc, Dhclient, Dhcpcd, Networkd)
 KEEP_A_LEASE = (Dhclient, Dhcpcd, Networkd)  # udhcpc has no INIT-REBOOT state
 SHORT = replace(SERVICE, lease_s=40, t1_s=3, t2_s=7)

@@ -9,7 +9,6 @@ import pytest
 
 from divhook.lab.bare import NIC, BareLab, BareSpec
 
-pytestmark = pytest.mark.require_root
 GUESTS = 100
 DEADLINE_S = 60
 SCRIPT = """#!/bin/sh

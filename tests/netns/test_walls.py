@@ -18,6 +18,8 @@ from host_bench import (
 )
 from hostile_frames import ALL_ONES, BRIDGE_MAC, ROUTER_MAC, ethernet, hostile_frames, ipv4, udp
 
+pytestmark = pytest.mark.no_agent
+
 FIREWALLD_LIKE = """
 nft -f - <<'END'
 table inet firewalld {

@@ -21,6 +21,8 @@ from divhook.adapters.packet import DivertSocket, GroupMembership
 from divhook.core.addressing import AddressPlan
 from divhook.core.endpoint import PortState
 
+pytestmark = pytest.mark.no_agent
+
 PEER_MAC = b"\x52\x54\x00\x0a\x0b\x0c"
 GROUP = bytes.fromhex("03d1000b000c")
 _MNT_DETACH = 2
