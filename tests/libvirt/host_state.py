@@ -8,6 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from divhook.abi.layout import MAX_PORTS, EndpointKind
+from divhook.adapters.bpf import pin_dir_in
+from divhook.agent.agent import BPFFS
 from divhook.core.addressing import ALL_HOSTS_GROUP, mac_text
 from divhook.lab.host import LabHost
 from divhook.lab.processes import wait_until
@@ -25,8 +28,8 @@ PARTS = {
     "bpffs": "find /sys/fs/bpf -path '*divhook*' | sort",
     "run": "find /run/divhook | sort",
 }
-MAPS = ("ports", "groups", "buckets", "traffic", "drops")
-DUMPS = {name: f"bpftool -j map dump pinned /sys/fs/bpf/divhook/v1/maps/{name}" for name in MAPS}
+MAPS = ("ports", "endpoints", "groups", "buckets", "traffic", "drops")
+DUMPS = {name: f"bpftool -j map dump pinned {pin_dir_in(BPFFS)}/maps/{name}" for name in MAPS}
 WIRE = 0
 """The uplink's port id."""
 
@@ -51,15 +54,18 @@ def _map(text: str) -> Any:
 
 
 def kernel_maps(host: LabHost) -> dict[str, Any]:
-    """What the programs know: ports and groups, and the ids of counters that belong to no port."""
+    """What the programs know: ports, their endpoints and groups, and counters that belong to no port."""
     dumped = {name: _map(text) for name, text in _run(host, DUMPS).items()}
     ports = {entry["key"]: entry["value"] for entry in dumped["ports"]}
-    counted = {entry["key"] for name in ("buckets", "traffic") for entry in dumped[name]}
-    counted |= {entry["key"]["port_id"] for entry in dumped["drops"]}
+    counted = {entry["key"] for entry in dumped["buckets"]} | {entry["key"]["port_id"] for entry in dumped["drops"]}
+    slots = {e["key"] for e in dumped["traffic"] if any(any(cpu["value"].values()) for cpu in e["values"])}
+    local = [entry for entry in dumped["endpoints"] if entry["value"]["kind"] != EndpointKind.REMOTE]
     return {
         "ports": ports,
+        "endpoints": {entry["key"]: entry["value"] for entry in local},
         "groups": sorted(mac_text(bytes(entry["key"]["mac"]["octets"])) for entry in dumped["groups"]),
         "stray counters": sorted(counted - {WIRE} - {port["port_id"] for port in ports.values()}),
+        "stray slots": sorted(slots - {WIRE} - {port["port_id"] % MAX_PORTS for port in ports.values()}),
     }
 
 
