@@ -56,12 +56,15 @@ static __always_inline void endpoint_used(struct endpoint *endpoint)
 		endpoint->used = 1;
 }
 
-/* Whether the frame, or each segment that will be made of it, fits into an MTU. */
-static __always_inline bool fits(struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
+/* Whether the frame, or each segment that will be made of it, fits into an MTU; packets: how many it will be on a wire.
+ * (A frame from a tap bears no gso_segs: that is found when it is cut.) */
+static __always_inline bool fits(struct __sk_buff *skb, const struct packet *packet, __u32 mtu, __u32 *packets)
 {
 	__u32 headers = packet->header_length;
+	__u32 payload;
 	__u8 data_offset;
 
+	*packets = 1;
 	if (packet->total_length <= mtu)
 		return true;
 	if (!skb->gso_size || packet->fragment)
@@ -73,7 +76,11 @@ static __always_inline bool fits(struct __sk_buff *skb, const struct packet *pac
 		return false;
 	else
 		headers += data_offset >> 4 << 2;
-	return headers + skb->gso_size <= mtu;
+	if (headers > packet->total_length || headers + skb->gso_size > mtu)
+		return false;
+	payload = packet->total_length - headers;
+	*packets = (payload + skb->gso_size - 1) / skb->gso_size;
+	return true;
 }
 
 /* Cut what follows the packet: nothing goes on that its header does not own. False where that can't be done here. */
@@ -82,11 +89,6 @@ static __always_inline bool trim(struct __sk_buff *skb, const struct packet *pac
 	__u32 length = ETH_LEN + packet->total_length;
 
 	return skb->len == length || (!skb->gso_size && !bpf_skb_change_tail(skb, length, 0));
-}
-
-static __always_inline __u32 segments(const struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
-{
-	return packet->total_length > mtu && skb->gso_segs ? skb->gso_segs : 1;
 }
 
 /* The target shows in cb, where a test-run can read it; nobody else does. */
@@ -119,12 +121,11 @@ static __always_inline int forward_from_guest(struct __sk_buff *skb, const struc
 	if (!endpoint || endpoint->kind == ENDPOINT_FENCED || destination == port->address_be)
 		return NOT_KNOWN;
 	routed = !same_subnet(host, destination, port->address_be);
-	if ((routed && packet->ttl <= 1) || !fits(skb, packet, endpoint->mtu) || !trim(skb, packet))
+	if ((routed && packet->ttl <= 1) || !fits(skb, packet, endpoint->mtu, &packets) || !trim(skb, packet))
 		return NOT_KNOWN;
 	start = FRAME_START(skb, struct headers);
 	if (!start)
 		return NOT_KNOWN;
-	packets = segments(skb, packet, endpoint->mtu);
 	count_from(port->port_id, packets, bytes);
 	if (endpoint->kind == ENDPOINT_REMOTE) {
 		endpoint_used(endpoint);
@@ -149,7 +150,7 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 {
 	struct endpoint *local = endpoint_of(packet->destination_be), *sender;
 	struct headers *start;
-	__u32 bytes = skb->len;
+	__u32 bytes = skb->len, packets;
 
 	if (!local || local->kind != ENDPOINT_LOCAL)
 		return NOT_KNOWN;
@@ -160,7 +161,7 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 		return drop(skb, 0, CELL_DENIED);
 	if (sender->kind != ENDPOINT_REMOTE)
 		return drop(skb, 0, SPOOF_LOCAL);
-	if (!mac_equal(source, &sender->host) || !fits(skb, packet, local->mtu) || !trim(skb, packet))
+	if (!mac_equal(source, &sender->host) || !fits(skb, packet, local->mtu, &packets) || !trim(skb, packet))
 		return NOT_KNOWN;
 	start = FRAME_START(skb, struct headers);
 	if (!start)
@@ -171,6 +172,6 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 		mac_copy(&start->ethernet.source, &sender->vmac);
 	else
 		router_mac(host, packet->destination_be, &start->ethernet.source);
-	count_to(local->port_id, segments(skb, packet, local->mtu), bytes);
+	count_to(local->port_id, packets, bytes);
 	return redirect(skb, local->ifindex);
 }
