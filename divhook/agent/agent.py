@@ -144,12 +144,10 @@ class Agent:
         await self._links.ensure_blackhole(plan.supernet)
         await self.rules.ensure()
         bpffs.ensure_bpffs(BPFFS)
-        self.programs = Programs.load(bpffs.pin_dir_in(BPFFS))
-        self.programs.configure(
-            HostEntry(
-                self.uplink.mac, self.uplink.ifindex, self.bridge.ifindex, self.bridge.mac, plan, fastpath=host.fastpath
-            )
+        entry = HostEntry(
+            self.uplink.mac, self.uplink.ifindex, self.bridge.ifindex, self.bridge.mac, plan, fastpath=host.fastpath
         )
+        self.programs = Programs.load(bpffs.pin_dir_in(BPFFS), host=entry)
         self._build(keys)
         self.programs.attach_uplink(self.uplink.ifindex)
         self._control = ControlServer(self.paths.socket, {"hook": self._hook, **handlers})

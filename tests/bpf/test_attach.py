@@ -175,6 +175,7 @@ def test_filter_that_libvirts_bandwidth_put_on_the_tap_still_sees_what_we_pass(p
     )
     programs.set_port(tap, port_entry())
     programs.attach_port(tap)
+    assert programs.attached() == {tap: FROM_GUEST}
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as guest:
         guest.bind(("far0", 0))
         for _ in range(3):

@@ -2,7 +2,7 @@
 
 Everything is pinned below one directory of a bpffs and so outlives the process:
 
-    <bpffs>/divhook/v2/maps/      adopted by the next load
+    <bpffs>/divhook/v2/maps/      adopted by the next load; by another version's, what they hold
                       /programs/  replaced by the next load
                       /links/     tcx links, switched to the new program by the next load
 
@@ -20,8 +20,9 @@ from typing import Literal, Self
 import divhook
 from divhook.abi import layout
 from divhook.abi.entries import EndpointEntry, HostEntry, PortEntry, TrafficCount, packed_mac, unpack_endpoint
-from divhook.adapters.bpf import syscall, tc, tcx
+from divhook.adapters.bpf import syscall, tc, tcx, versions
 from divhook.adapters.bpf.bpffs import is_bpffs
+from divhook.adapters.bpf.carry import carry
 from divhook.adapters.bpf.elf import load_object
 from divhook.adapters.bpf.errors import BpfError, os_error
 from divhook.core.addressing import Address, Mac
@@ -79,37 +80,79 @@ class Programs:
         self._use_tcx = use_tcx
 
     @classmethod
-    def load(cls, pin_dir: Path, object_file: Path | None = None, mode: AttachMode = "auto") -> Self:
-        """Load the programs, adopt or make the maps, and switch what is attached to the new programs.
+    def load(
+        cls, pin_dir: Path, object_file: Path | None = None, mode: AttachMode = "auto", host: HostEntry | None = None
+    ) -> Self:
+        """Load the programs, adopt the maps or make them, and switch what is attached to the new programs.
 
-        pin_dir: below a bpffs, from `pin_dir_in`; made where missing. object_file: the package's own by default.
-        Raises BpfError: no capability, no bpffs, no libbpf, maps of another layout, program refused.
+        pin_dir: below a bpffs, from `pin_dir_in`; made where missing, and filled with what another version's maps hold.
+        object_file: the package's own by default. host: configured before any frame meets the new programs; None leaves
+        what is there. Raises BpfError: no capability, no bpffs, no libbpf, maps of another layout, program refused.
+        What was attached before goes on then.
         """
         there = next(path for path in (pin_dir, *pin_dir.parents) if path.exists())
         if not is_bpffs(there):
             raise BpfError(f"{there} is not in a bpf file system: `mount -t bpf bpf /sys/fs/bpf`, or the like")
+        versions.sweep(pin_dir.parent)
+        fresh = not pin_dir.exists()
+        directory = versions.filling(pin_dir) if fresh else pin_dir
+        try:
+            self = cls._load_in(directory, object_file or OBJECT_FILE, mode)
+            if host is not None:
+                self.configure(host)
+            if fresh:
+                for other in versions.others(pin_dir)[:1]:
+                    carry(other / "maps", self._maps)
+                directory.rename(pin_dir)
+                self._pin_dir = pin_dir
+        except BaseException:
+            if fresh:
+                versions.remove(directory)
+            raise
+        self._ensure_buckets(PORT_WIRE)
+        self._take_over()
+        for other in versions.others(pin_dir):
+            versions.remove(other)
+        return self
+
+    @classmethod
+    def _load_in(cls, directory: Path, object_file: Path, mode: AttachMode) -> Self:
+        """The programs and maps, pinned; what is attached stays as it is."""
         for part in ("maps", "programs", "links"):
             try:
-                (pin_dir / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+                (directory / part).mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
-                raise os_error(f"cannot make {pin_dir / part}", error.errno or 0) from None
-        loaded = load_object(object_file or OBJECT_FILE, pin_dir / "maps")
+                raise os_error(f"cannot make {directory / part}", error.errno or 0) from None
+        loaded = load_object(object_file, directory / "maps")
         cpus = syscall.possible_cpus()
         maps = {
             name: syscall.Map(name, fd, _LAYOUTS[name][0], _value_length(name, cpus))
             for name, fd in loaded.maps.items()
         }
-        use_tcx = mode == "tcx" or (mode == "auto" and syscall.tcx_supported(loaded.programs[FROM_GUEST]))
-        self = cls(pin_dir, loaded.programs, maps, use_tcx)
         for name, fd in loaded.programs.items():
-            fresh = pin_dir / "programs" / f"{name}_new"
+            fresh = directory / "programs" / f"{name}_new"
             fresh.unlink(missing_ok=True)
             syscall.pin(fd, fresh)
-            fresh.rename(pin_dir / "programs" / name)
-        self._ensure_buckets(PORT_WIRE)
+            fresh.rename(directory / "programs" / name)
+        use_tcx = mode == "tcx" or (mode == "auto" and syscall.tcx_supported(loaded.programs[FROM_GUEST]))
+        return cls(directory, loaded.programs, maps, use_tcx)
+
+    def _take_over(self) -> None:
+        """Whatever any version has attached, in whatever way, is these programs from here on; no frame meets none."""
+        links = [directory / "links" for directory in (self._pin_dir, *versions.others(self._pin_dir))]
         for ifindex, name in self.attached().items():
             self._attach(name, ifindex)
-        return self
+        if self._use_tcx:
+            for other in links[1:]:
+                tcx.take_over(other, links[0], self._programs)
+            for ifindex, name in tc.attached().items():
+                self._attach(name, ifindex)
+                tc.detach(ifindex)
+        else:
+            for each in links:
+                for ifindex, name in tcx.attached(each).items():
+                    self._attach(name, ifindex)
+                    tcx.detach(each, name, ifindex)
 
     # attaching
 
@@ -139,6 +182,8 @@ class Programs:
                 self._detach(FROM_WIRE, ifindex)
 
     def _attach(self, program: str, ifindex: int) -> None:
+        if program not in self._programs:
+            return  # another version's, which takes it along
         if self._use_tcx:
             tcx.attach(self._pin_dir / "links", program, self._programs[program], ifindex)
         else:
@@ -290,14 +335,7 @@ def teardown(pin_dir: Path) -> None:
     for ifindex in tc.attached():
         tc.detach(ifindex)
     root = pin_dir.parent
-    for version in root.iterdir() if root.is_dir() else ():
-        for part in version.iterdir():
-            for pin in part.iterdir():
-                if part.name == "links":
-                    tcx.detach_pin(pin)
-                else:
-                    pin.unlink()
-            part.rmdir()
-        version.rmdir()
+    for version in list(root.iterdir()) if root.is_dir() else ():
+        versions.remove(version)
     if root.is_dir():
         root.rmdir()

@@ -135,7 +135,9 @@ def attached() -> dict[int, str]:
             raise os_error(f"cannot list the tc filters of {interface_text(ifindex)}", error.errno or 0) from None
         for _, answer in answers:
             outer = _attributes(answer[_TCMSG.size :])
-            name = _attributes(outer.get(TCA_OPTIONS, b"")).get(TCA_BPF_NAME, b"").rstrip(b"\0").decode()
-            if outer.get(TCA_KIND) == b"bpf\0" and name.startswith(NAME_PREFIX):
-                found[ifindex] = name.removeprefix(NAME_PREFIX)
+            if outer.get(TCA_KIND) != b"bpf\0":
+                continue  # another kind's options are numbered otherwise
+            name = _attributes(outer.get(TCA_OPTIONS, b"")).get(TCA_BPF_NAME, b"").rstrip(b"\0")
+            if name.startswith(NAME_PREFIX.encode()):
+                found[ifindex] = name.decode().removeprefix(NAME_PREFIX)
     return found

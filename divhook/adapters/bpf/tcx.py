@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from divhook.adapters.bpf import syscall
@@ -50,10 +51,30 @@ def detach_pin(pin: Path) -> None:
             pin.unlink()
 
 
+def take_over(source: Path, links: Path, programs: Mapping[str, int]) -> None:
+    """Exchange the programs of another version's links, no frame between, and pin the links as this version's.
+
+    Links of programs that this version has not, or whose interface has one of ours already, stay where they are.
+    """
+    for pin in sorted(source.iterdir()) if source.is_dir() else ():
+        program, _ = _parse(pin)
+        if program not in programs or (links / pin.name).exists():
+            continue
+        held = syscall.open_pinned(pin)
+        if held is None:
+            continue
+        try:
+            alive = syscall.link_update(held, programs[program])
+        finally:
+            os.close(held)
+        if alive:
+            pin.rename(links / pin.name)
+
+
 def attached(links: Path) -> dict[int, str]:
     """Interfaces with a live link of ours, and the program's name. Pins of dead links are removed."""
     found: dict[int, str] = {}
-    for pin in sorted(links.iterdir()):
+    for pin in sorted(links.iterdir()) if links.is_dir() else ():
         program, ifindex = _parse(pin)
         held = syscall.open_pinned(pin)
         if held is None:
