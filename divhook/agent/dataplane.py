@@ -15,6 +15,7 @@ from divhook.adapters.bpf.programs import Programs
 from divhook.adapters.nfqueue import BATCH, DivertQueue
 from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
 from divhook.agent.fastpath import FastPath
+from divhook.agent.traffic import Tally
 from divhook.core.addressing import ALL_HOSTS_GROUP, Mac, SubnetId, group_mac
 from divhook.core.auth import MAX_PEERS, Authenticator, Opened, Refused
 from divhook.core.census import AddressCensus, CensusEvent
@@ -74,6 +75,7 @@ class Counters:
     """What the slow path did since the agent's start."""
 
     drops: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # (port, reason) -> [packets, bytes]
+    delivered: dict[int, Tally] = field(default_factory=dict)  # by port: what was sent into its tap
     from_guest: int = 0
     from_wire: int = 0
     discovery: int = 0
@@ -230,6 +232,8 @@ class Dataplane:
                 ifindex = self.ifindex_of.get(output.port)
                 if ifindex is None or not self._sender.send(ifindex, output.frame):
                     self.counters.send_failed += 1
+                else:
+                    self.counters.delivered.setdefault(output.port, Tally()).add(1, len(output.frame))
             elif isinstance(output, Drop):
                 self._count(output)
 
@@ -244,6 +248,7 @@ class Dataplane:
         """A port is gone: so are its counters."""
         for key in [k for k in self.counters.drops if k[0] == port]:
             del self.counters.drops[key]
+        self.counters.delivered.pop(port, None)
         self.ifindex_of.pop(port, None)
 
     # ------------------------------------------------------------------ machines

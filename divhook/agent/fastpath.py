@@ -56,6 +56,10 @@ class FastPath:
         """Whether the slow path need not tell of a neighbour any more."""
         return address in self._published or not self.enabled
 
+    def knows(self, address: Address) -> bool:
+        """Whether the kernel forwards to this neighbour by itself."""
+        return address in self._published
+
     # ------------------------------------------------------------------ ports of this host
 
     def set_local(self, address: Address, entry: LocalEndpoint) -> None:

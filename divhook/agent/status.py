@@ -8,6 +8,7 @@ import divhook
 from divhook.agent.agent import Agent
 from divhook.agent.control import Handler, RequestError
 from divhook.agent.nic import Nic
+from divhook.agent.traffic import Tally, Traffic
 from divhook.core.addressing import address_text, mac_text
 from divhook.core.endpoint import PORT_WIRE
 from divhook.core.reasons import DropReason, reason_text
@@ -61,6 +62,7 @@ def _status(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
         "peers": plane.authenticator.peer_count,
         "groups": sorted(mac_text(group) for group in plane.groups),
         "rules_restored": agent.rules_restored,
+        "fast_path": _fast_path(agent),
         "slow_path": {
             "from_guest": counters.from_guest,
             "from_wire": counters.from_wire,
@@ -74,26 +76,54 @@ def _status(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _traffic(agent: Agent) -> Traffic:
+    return Traffic(agent.programs, agent.dataplane.counters.delivered)
+
+
+def _fast_path(agent: Agent) -> dict[str, Any]:
+    """What the kernel did by itself for the guests that run now, each since its port exists."""
+    fastpath, traffic = agent.dataplane.fastpath, _traffic(agent)
+    ports = [nic.port for nic in agent.guests.all() if nic.port]
+    forwarded = [traffic.forwarded(port) for port in ports]
+    return {
+        "state": "on" if fastpath.enabled else "off",
+        "neighbours": len(fastpath),
+        "from_guest": sum(count.from_packets for count in forwarded),
+        "to_guest": sum(count.to_packets for count in forwarded),
+        "arp_answered": sum(traffic.answered(port) for port in ports),
+        "late": fastpath.late,
+    }
+
+
 def _state(agent: Agent, nic: Nic) -> str:
     endpoint = agent.dataplane.pipeline.ports.port(nic.port) if nic.port else None
     return endpoint.state.name.lower() if endpoint is not None else nic.phase.value
 
 
 def _endpoints(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "guest": nic.guest,
-            "nic": mac_text(nic.mac),
-            "cell": nic.placement.subnet.cell,
-            "subnet": nic.placement.subnet.name,
-            "address": address_text(nic.address) if nic.address is not None else None,
-            "port": nic.port or None,
-            "ifname": nic.ifname or None,
-            "state": _state(agent, nic),
-            "source": nic.placement.source,
-        }
-        for nic in agent.guests.all()
-    ]
+    traffic = _traffic(agent)
+    rows = []
+    for nic in agent.guests.all():
+        port = nic.port
+        sent, received = (traffic.sent(port), traffic.received(port)) if port else (Tally(), Tally())
+        rows.append(
+            {
+                "guest": nic.guest,
+                "nic": mac_text(nic.mac),
+                "cell": nic.placement.subnet.cell,
+                "subnet": nic.placement.subnet.name,
+                "address": address_text(nic.address) if nic.address is not None else None,
+                "port": port or None,
+                "ifname": nic.ifname or None,
+                "state": _state(agent, nic),
+                "source": nic.placement.source,
+                "sent_packets": sent.packets,
+                "sent_bytes": sent.octets,
+                "received_packets": received.packets,
+                "received_bytes": received.octets,
+            }
+        )
+    return rows
 
 
 def _neighbors(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -104,6 +134,7 @@ def _neighbors(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
             "host": mac_text(entry.claim.host) if entry.claim is not None else None,
             "vmac": mac_text(entry.claim.vmac) if entry.claim is not None else None,
             "state": entry.state.name,
+            "kernel": agent.dataplane.fastpath.knows(entry.address),
             "age_s": round(now - entry.confirmed_s, 1) if entry.confirmed_s > 0 else None,
         }
         for entry in agent.dataplane.pipeline.discovery.neighbours

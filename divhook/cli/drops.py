@@ -7,8 +7,8 @@ from divhook.core.reasons import DropReason, reason_text
 
 DESCRIPTION = """\
 List the frames that were dropped, counted by port and reason since the port exists. WHERE says which part decided:
-kernel (the tc program) or agent. Port 0 is the uplink. Frames that the agent answered itself (reason `consumed`: ARP,
-DHCP, ping of the router) are no loss, and shown only with --all."""
+kernel (the tc program) or agent. Port 0 is the uplink. Frames that were answered (reason `consumed`: ARP, DHCP, ping of
+the router) are no loss, and shown only with --all."""
 EXAMPLES = """\
 examples:
   divhook drops
@@ -22,7 +22,7 @@ _NO_LOSS = reason_text(DropReason.CONSUMED)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     listing.add_arguments(parser, FILTERS)
-    parser.add_argument("--all", action="store_true", help="also what the agent answered itself, and counters of 0")
+    parser.add_argument("--all", action="store_true", help="also what was answered, and counters of 0")
 
 
 def run(args: argparse.Namespace) -> int:

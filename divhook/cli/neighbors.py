@@ -6,13 +6,14 @@ from divhook.cli import listing
 
 DESCRIPTION = """\
 List what this host knows of endpoints on other hosts: address, the MAC of the host that holds it, the guest's MAC.
-States: incomplete (being asked for), reachable, stale (to be refreshed at the next use), probe, failed."""
+States: incomplete (being asked for), reachable, stale (to be refreshed at the next use), probe, failed. KERNEL says
+whether the kernel forwards to it by itself: with the fast path on, once frames have passed."""
 EXAMPLES = """\
 examples:
   divhook neighbors
   divhook neighbors --state failed"""
 FILTERS = ("host", "state")
-COLUMNS = ("address", "host", "vmac", "state", "age_s")
+COLUMNS = ("address", "host", "vmac", "state", "kernel", "age_s")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,11 @@ from typing import Any
 from divhook.cli.client import add_socket_argument, ask
 from divhook.cli.listing import cell
 
-DESCRIPTION = "Show how this host's agent is: version, uplink, configuration, counts, and what it complains about."
+DESCRIPTION = """\
+Show how this host's agent is: version, uplink, configuration, counts, and what it complains about.
+fast_path is what the kernel did by itself for the guests that run now: frames forwarded from and to them, ARP requests
+answered; neighbours that it knows; `late`, frames that may have been overtaken in the moment when it learned of one.
+slow_path is what the agent saw and sent since its start."""
 EXAMPLES = """\
 examples:
   divhook status

@@ -81,12 +81,16 @@ def claims(host: LabHost) -> dict[str, Any]:
     return {bytes(address).hex(): json.loads(value)["claim"] for address, value in registry(host, "claim")}
 
 
+TRAFFIC = ("sent_packets", "sent_bytes", "received_packets", "received_bytes")
+"""An endpoint's counters."""
+
+
 def rows(host: LabHost, command: str) -> list[dict[str, Any]]:
-    """What `divhook COMMAND --json` lists, without starting a Python for it."""
+    """What `divhook COMMAND --json` lists, without starting a Python for it; without what traffic changes."""
     answer = host.ask_agent({"op": command})
     assert answer["ok"], answer
     result: list[dict[str, Any]] = answer["result"]
-    return result
+    return [{key: value for key, value in row.items() if key not in TRAFFIC} for row in result]
 
 
 def open_files(host: LabHost) -> Counter[str]:

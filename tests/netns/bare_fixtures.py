@@ -48,6 +48,8 @@ WEB_RMAC, WEB_GROUP = rmac(WEB), group_mac(WEB)
 Drops = Counter[tuple[str, str, str]]
 """Packets by (host, guest or "(wire)", reason)."""
 
+TRAFFIC = ("sent_packets", "sent_bytes", "received_packets", "received_bytes")
+"""Counters of an endpoint."""
 HOSTS_NETWORK = bytes([172, 30, 0])
 _SETTLE_S = 0.06
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _PACKET_MR_PROMISC = 263, 1, 6, 1
@@ -211,9 +213,9 @@ class BareBench:
         }
 
     def endpoints(self) -> dict[str, dict[str, object]]:
-        """What the agents say of each guest."""
+        """What the agents say of each guest, without counters."""
         return {
-            row["guest"]: {**row, "host": name}
+            row["guest"]: {**{k: v for k, v in row.items() if k not in TRAFFIC}, "host": name}
             for name, host in self.lab.hosts.items()
             for row in host.ask_agent({"op": "endpoints"})["result"]
         }

@@ -16,7 +16,8 @@ from divhook.cli.main import main
 
 ENDPOINTS = [
     {"guest": "shop-web-1", "nic": "52:54:00:11:22:33", "cell": "shop", "subnet": "web", "address": "10.1.1.20",
-     "port": 3, "ifname": "vnet7", "state": "active", "source": "metadata"},
+     "port": 3, "ifname": "vnet7", "state": "active", "source": "metadata",
+     "sent_packets": 12, "sent_bytes": 903, "received_packets": 7, "received_bytes": 588},
     {"guest": "lab-1", "nic": "52:54:00:44:55:66", "cell": "lab", "subnet": "web", "address": None,
      "port": 12, "ifname": "vnet8", "state": "tentative", "source": "cells/lab.yaml:9"},
 ]  # fmt: skip
@@ -84,9 +85,10 @@ def run(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> Run:
 def test_endpoints_are_a_table(run: Run, agent: FakeAgent) -> None:
     assert run("endpoints", result=ENDPOINTS) == (
         0,
-        "GUEST       NIC                CELL  SUBNET  ADDRESS    PORT  IFNAME  STATE      SOURCE\n"
-        "shop-web-1  52:54:00:11:22:33  shop  web     10.1.1.20     3  vnet7   active     metadata\n"
-        "lab-1       52:54:00:44:55:66  lab   web     -            12  vnet8   tentative  cells/lab.yaml:9\n",
+        "GUEST       NIC                CELL  SUBNET  ADDRESS    PORT  IFNAME  STATE      SENT    RECEIVED  SOURCE\n"
+        "shop-web-1  52:54:00:11:22:33  shop  web     10.1.1.20     3  vnet7   active     12/903  7/588     metadata\n"
+        "lab-1       52:54:00:44:55:66  lab   web     -            12  vnet8   tentative  -       -         "
+        "cells/lab.yaml:9\n",
         "",
     )
     assert agent.asked == [{"op": "endpoints"}]
@@ -104,17 +106,18 @@ def test_lists_are_filtered_by_column(run: Run) -> None:
     assert out == "no guest of this host has a divhook NIC\n"
 
 
-def test_neighbors_show_their_age(run: Run) -> None:
+def test_neighbors_show_their_age_and_whether_the_kernel_has_them(run: Run) -> None:
     row = {
         "address": "10.1.1.9",
         "host": "02:00:00:00:0b:01",
         "vmac": "52:54:00:77:88:99",
         "state": "STALE",
+        "kernel": True,
         "age_s": 61.25,
     }
     assert run("neighbors", "--state", "stale", result=[row])[1] == (
-        "ADDRESS   HOST               VMAC               STATE  AGE_S\n"
-        "10.1.1.9  02:00:00:00:0b:01  52:54:00:77:88:99  STALE   61.2\n"
+        "ADDRESS   HOST               VMAC               STATE  KERNEL  AGE_S\n"
+        "10.1.1.9  02:00:00:00:0b:01  52:54:00:77:88:99  STALE     yes   61.2\n"
     )
 
 
