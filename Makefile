@@ -31,9 +31,12 @@ test: bpf
 demo: bpf
 	@$(PY) -m divhook.lab.demo $(DEMO)
 
-# Figures of the slow path. QUICK=1: under a minute.
-bench: bpf
-	@PYTHONPATH=. $(PY) bench/slowpath.py $(if $(QUICK),--quick)
+# divhook side by side with what people use instead: docs/benchmark.md. As root. QUICK=1: under five minutes.
+# BENCH="--only divhook bridge": some contenders.
+bench:
+	@scripts/bootstrap --bench
+	@$(MAKE) --no-print-directory bpf
+	@$(PY) -m bench $(if $(QUICK),--quick) $(BENCH)
 
 clean:
 	rm -f $(BPF_OBJECTS)
