@@ -30,6 +30,7 @@ from divhook.core.addressing import (
 )
 from divhook.core.dhcp import DhcpResult, DhcpServer, LeaseEvent
 from divhook.core.discovery import (
+    ClaimState,
     Discovery,
     Event,
     Found,
@@ -202,7 +203,7 @@ class Pipeline:
                 return refused or DropReason.FRAGMENTATION_NEEDED
             pieces = fragment(packet, facts.mtu)
         destination = header.destination
-        local = self.ports.at(destination)
+        local = self._holder(destination)
         if local is not None:
             if local.state is not PortState.ACTIVE:
                 return DropReason.PORT_NOT_ACTIVE
@@ -211,6 +212,16 @@ class Pipeline:
             return None
         held = HeldPacket(endpoint, original, tuple(pieces), destination, routed)
         return self._resolve(endpoint, destination, held, now, out)
+
+    def _holder(self, address: Address) -> Endpoint | None:
+        """The endpoint of this host that holds an address, or held it until it was fenced.
+
+        One that is still coming in, or tentative, has no claim yet: discovery says where the address is until then.
+        """
+        local = self.ports.at(address)
+        if local is None or local.state in (PortState.ACTIVE, PortState.FENCED):
+            return local
+        return local if self.discovery.state(address) is ClaimState.ACTIVE else None
 
     def _resolve(
         self, endpoint: Endpoint, destination: Address, held: HeldPacket | HeldArp, now: float, out: list[Output]
@@ -267,7 +278,7 @@ class Pipeline:
             return DropReason.CONSUMED
         if not self.plan.assignable(arp.tpa):
             return DropReason.NO_SUCH_ENDPOINT
-        local = self.ports.at(arp.tpa)
+        local = self._holder(arp.tpa)
         if local is not None:
             if local.state is not PortState.ACTIVE:
                 return DropReason.PORT_NOT_ACTIVE
@@ -325,8 +336,6 @@ class Pipeline:
             return DropReason.CELL_DENIED
         if local.state is not PortState.ACTIVE:
             return DropReason.PORT_NOT_ACTIVE
-        if header.total_length > local.mtu:
-            return DropReason.FRAGMENTATION_NEEDED  # its own host would have cut or refused it
         if host == self.pmac:
             return DropReason.UNKNOWN_HOST  # forged, or a loop in the fabric: not ourselves to be challenged
         verdict = self.discovery.check_source(host, header.source, header.destination, now, HeldWire(host, packet))
@@ -340,6 +349,8 @@ class Pipeline:
         entry = self.discovery.neighbours.get(header.source)
         if entry is None or entry.found is None or entry.found.claim.host != host:
             return DropReason.UNVERIFIED  # confirmed once, but another holds it by now
+        if header.total_length > local.mtu:
+            return DropReason.FRAGMENTATION_NEEDED  # its own host would have cut or refused it
         same = self.plan.locate(header.source) == local.subnet
         source = entry.found.claim.vmac if same else rmac(local.subnet)
         out.append(ToGuest(local.port, _ipv4_frame(local.vmac, source, packet)))

@@ -1,5 +1,7 @@
 """Where a guest's packets go: same host or not, same subnet or routed, known or to be found first."""
 
+from dataclasses import replace
+
 import pytest
 from pipeline_hosts import (
     APP,
@@ -16,6 +18,7 @@ from pipeline_hosts import (
     ROUTER,
     WEB,
     Net,
+    arp_from,
     from_guest,
     in_port,
     ipv4,
@@ -113,6 +116,17 @@ def test_known_target_that_moved_to_a_higher_claim_is_followed(net):
     net.settle()
     packet = ipv4(WEB.address, FAR.address)
     assert net.sent(net.a, WEB, from_guest(WEB, packet)) == [on_wire(HOST_A, net.c.pmac, packet)]
+
+
+@pytest.mark.parametrize("state", [PortState.INCOMING, PortState.TENTATIVE])
+def test_guest_that_is_only_coming_in_is_still_reached_where_it_runs(net, state):
+    net.a.ports.put(replace(FAR, port=15, state=state))
+    packet = ipv4(WEB.address, FAR.address)
+    assert net.sent(net.a, WEB, from_guest(WEB, packet)) == [on_wire(HOST_A, HOST_B, packet)]
+    request = arp_from(WEB, FAR.address)
+    answer, _ = net.sent(net.a, WEB, request)
+    assert answer.frame[6:12] == FAR.vmac
+    assert net.sent(net.a, WEB, from_guest(WEB, packet)) == [on_wire(HOST_A, HOST_B, packet)]
 
 
 # --- one visible hop

@@ -152,6 +152,14 @@ def test_address_of_a_guest_of_this_host_never_comes_from_the_wire(net, state):
 
 
 @pytest.mark.parametrize(
+    ("source", "reason"), [(APP.address, R.SPOOF_LOCAL), (FAR.address, R.FRAGMENTATION_NEEDED)], ids=["forged", "true"]
+)
+def test_packet_too_long_for_its_subnet_is_told_by_its_source_first(known, source, reason):
+    packet = ipv4(source, WEB.address, bytes(1481))
+    assert known.heard(known.a, wire(packet)) == [Drop(reason, 0, packet)]
+
+
+@pytest.mark.parametrize(
     "source", [ROUTER[LAN], ROUTER[BACK], PLAN.address(LAN, 0), PLAN.broadcast(LAN)], ids=lambda a: a.hex()
 )
 def test_address_that_no_endpoint_can_hold_is_no_source(net, source):
