@@ -26,6 +26,8 @@ from divhook.core.neighbor import USABLE, NeighbourState
 from divhook.core.router import Topology
 
 LATE_S = 1.0
+PUBLISH_WITHIN_S = 0.1
+"""A flow faster than the agent never leaves the queue empty: after this time it goes over to the kernel all the same."""
 _KEPT_STATES = USABLE - {NeighbourState.STALE}
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class FastPath:
         self._discovery = discovery
         self._local: dict[Address, LocalEndpoint] = {}
         self._published: dict[Address, float] = {}  # neighbours, and when
+        self._waiting: dict[Address, float] = {}  # to be published, and since when; as many as frames held in the queue
         self._full = False
         discovery.used_elsewhere = self.took_use
 
@@ -55,6 +58,10 @@ class FastPath:
     def __contains__(self, address: Address) -> bool:
         """Whether the slow path need not tell of a neighbour any more."""
         return address in self._published or not self.enabled
+
+    def wants(self, addresses: Iterable[Address]) -> bool:
+        """Whether `used` has something to publish, with these neighbours or from before."""
+        return self.enabled and (bool(self._waiting) or any(a not in self._published for a in addresses))
 
     def knows(self, address: Address) -> bool:
         """Whether the kernel forwards to this neighbour by itself."""
@@ -84,14 +91,20 @@ class FastPath:
 
     # ------------------------------------------------------------------ neighbours
 
-    def used(self, addresses: Iterable[Address], now: float) -> None:
-        """The slow path has just delivered frames to or from these neighbours."""
+    def used(self, addresses: Iterable[Address], now: float, drained: bool = True) -> None:
+        """The slow path has just delivered frames to or from these neighbours. drained: the queue was read empty."""
+        if not self.enabled:
+            return
         for address in addresses:
             since = self._published.get(address)
             if since is None:
-                self._publish(address, now)
+                self._waiting.setdefault(address, now)
             elif now - since < LATE_S:
                 self.late += 1
+        ready = [a for a, since in self._waiting.items() if drained or now - since >= PUBLISH_WITHIN_S]
+        for address in ready:
+            del self._waiting[address]
+            self._publish(address, now)
 
     def _publish(self, address: Address, now: float) -> None:
         entry = self._discovery.neighbours.get(address)
@@ -111,6 +124,7 @@ class FastPath:
             if not self._full:
                 log.error("a neighbour stays on the slow path: %s", error)
             self._full = True
+            self._take_back(address)  # what could not be exchanged is not true any more
             return
         self._full = False
         self._published.setdefault(address, now)

@@ -111,8 +111,10 @@ def test_with_the_agent_stopped_the_kernel_state_stays_and_nothing_new_crosses(l
         life.lab.wait_active()
     spoofs = sum(reason == "spoof_mac" for kind in ("links", "discovery") for _, _, reason in attacks()[kind]) + 1
     assert life.drops()["A", "mal", "spoof_mac"] == before + spoofs  # counted by the kernel meanwhile
-    for source, target in (("near", "far"), ("far", "near"), ("near", "cold5")):
+    for source, target in (("near", "far"), ("far", "near")):
         assert life.ping(source, target).received == 3
+    # a restarted agent drops the first frame of a host that has not proved its key to it yet
+    assert wait_for(lambda: life.ping("near", "cold5", 1, wait_s=1).received == 1)
 
 
 def test_keys_rotate_while_guests_talk_and_addresses_are_found(life: BareBench) -> None:

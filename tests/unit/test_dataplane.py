@@ -11,6 +11,7 @@ from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.libvirt import EventKind
 from divhook.agent import dataplane as dataplane_module
 from divhook.agent.dataplane import Dataplane
+from divhook.agent.traffic import Tally
 from divhook.core.addressing import ALL_HOSTS_GROUP, ZERO_ADDRESS, Address, group_mac, parse_address, parse_mac, rmac
 from divhook.core.census import Chosen, Confirmed
 from divhook.core.discovery import Unfenced
@@ -394,3 +395,14 @@ async def test_after_close_nothing_is_read_and_no_timer_runs(lan: Lan, caplog: p
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
     host.boot()  # for the end of the story
     assert web
+
+
+@story
+async def test_what_reached_a_tap_is_counted_by_port_until_the_port_is_gone(lan: Lan) -> None:
+    host, web = await running(lan)
+    plane, port = host.agent.dataplane, host.nic(web).port
+    plane.counters.delivered.clear()
+    plane.execute([ToGuest(port, bytes(60)), ToGuest(port, bytes(100)), ToGuest(99, bytes(60))])
+    assert plane.counters.delivered == {port: Tally(2, 160)}
+    plane.forget_port(port)
+    assert plane.counters.delivered == {}
