@@ -5,7 +5,7 @@ CLANG ?= clang
 BPF_CFLAGS := -O2 -g -Wall -Wextra -Werror -target bpf -mcpu=v3 -I/usr/include/$(shell uname -m)-linux-gnu
 BPF_OBJECTS := $(patsubst %.c,%.o,$(wildcard divhook/bpf/*.c))
 
-.PHONY: all bpf lint format test demo bench clean
+.PHONY: all bpf lint format test demo bench upgrade-test clean
 all: bpf
 
 bpf: $(BPF_OBJECTS)
@@ -37,6 +37,10 @@ bench:
 	@scripts/bootstrap --bench
 	@$(MAKE) --no-print-directory bpf
 	@$(PY) -m bench $(if $(QUICK),--quick) $(BENCH)
+
+# Agents killed, upgraded and downgraded under traffic, and every datagram accounted for: make upgrade-test CYCLES=100
+upgrade-test: bpf
+	@DIVHOOK_LIFE_CYCLES=$(or $(CYCLES),100) $(PY) -m pytest -q -o timeout=3600 tests/netns/test_fastpath_life.py
 
 clean:
 	rm -f $(BPF_OBJECTS)

@@ -1,0 +1,108 @@
+"""Numbered datagrams between guests of a BareLab, with an exact account of every one: see stream.c."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bare_fixtures import BareBench
+
+PORT = 9009
+_SOURCE = Path(__file__).with_name("stream.c")
+Pair = tuple[str, str]
+
+
+def build(directory: Path) -> Path:
+    """Compile the program."""
+    binary = directory / "stream"
+    subprocess.run(["clang", "-O2", "-Wall", "-Werror", "-o", str(binary), str(_SOURCE)], check=True)
+    return binary
+
+
+@dataclass
+class Account:
+    """Of one pair of guests. gaps: (wall clock, first number, how many) of what was missing when more came."""
+
+    pair: Pair
+    sent: int
+    received: int
+    doubled: int
+    late: int
+    gaps: list[tuple[float, int, int]]
+
+    @property
+    def lost(self) -> int:
+        return self.sent - self.received
+
+
+@dataclass
+class Streams:
+    """What came of them; filled once they have ended."""
+
+    accounts: list[Account] = field(default_factory=list)
+    seconds: float = 0.0
+    refused: int = 0  # by the sender's own kernel
+    overflowed: int = 0  # at a receiver's socket
+
+    @property
+    def sent(self) -> int:
+        return sum(each.sent for each in self.accounts)
+
+    @property
+    def lost(self) -> int:
+        return sum(each.lost for each in self.accounts)
+
+    def __str__(self) -> str:
+        rate = self.sent / self.seconds if self.seconds else 0
+        doubled, late = (sum(getattr(each, name) for each in self.accounts) for name in ("doubled", "late"))
+        text = f"{self.sent} datagrams in {self.seconds:.0f} s ({rate:.0f}/s): {self.lost} lost, {doubled} doubled"
+        text += f", {late} late, {self.overflowed} overflowed at receivers, {self.refused} sends refused"
+        return text + "".join(f"\n  {each.pair}: {each.lost} lost, {each.gaps}" for each in self.accounts if each.lost)
+
+
+def _end(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+@contextmanager
+def streaming(
+    bench: BareBench, binary: Path, pairs: Sequence[Pair], per_second: int, length: int = 18
+) -> Iterator[Streams]:
+    """As long as the body runs, each pair's first guest sends to its second. length: bytes of payload."""
+    found = Streams()
+    running: list[subprocess.Popen[str]] = []
+
+    def start(guest: str, *arguments: str) -> "subprocess.Popen[str]":
+        command = bench.guest(guest).namespace.enter(str(binary), *arguments)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        running.append(process)
+        return process
+
+    try:
+        receivers = [start(name, "recv", str(PORT)) for name in sorted({target for _, target in pairs})]
+        senders = []
+        for source in sorted({source for source, _ in pairs}):
+            targets = [f"{n}={bench.address(pair[1])}" for n, pair in enumerate(pairs) if pair[0] == source]
+            senders.append(start(source, "send", str(PORT), str(per_second), str(length), *targets))
+        yield found
+        sent = [_end(process) for process in senders]
+        came = [_end(process) for process in receivers]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    found.seconds = max(each["seconds"] for each in sent)
+    found.refused = sum(each["refused"] for each in sent)
+    found.overflowed = sum(each["overflowed"] for each in came)
+    for n, pair in enumerate(pairs):
+        out = next(each[str(n)] for each in sent if str(n) in each)
+        into = next((each[str(n)] for each in came if str(n) in each), {})
+        numbers = (into.get(key, 0) for key in ("received", "doubled", "late"))
+        found.accounts.append(Account(pair, out, *numbers, gaps=[tuple(gap) for gap in into.get("gaps", [])]))

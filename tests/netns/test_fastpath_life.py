@@ -1,0 +1,105 @@
+"""The agent is killed, upgraded and downgraded under traffic; flows that the kernel knows do not notice.
+
+    A: near, beside      B: far (same subnet), db (another)      each pair in both directions
+
+DIVHOOK_LIFE_CYCLES (`make upgrade-test CYCLES=100`) says how often; the figures are printed.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bare_fixtures import DB, FAR, NEAR, BareBench, bare_bench, wait_for
+from later_version import ABI_VERSION, make_later_version
+from streams import Streams, build, streaming
+
+import divhook.lab.host
+from divhook.lab.bare import BareSpec
+from divhook.lab.host import LabHost
+
+CYCLES = int(os.environ.get("DIVHOOK_LIFE_CYCLES", "8"))
+PER_SECOND = int(os.environ.get("DIVHOOK_LIFE_RATE", "6000"))
+"""Datagrams of each pair in each direction."""
+UPGRADE_EVERY = 4
+BESIDE = BareSpec("beside", "A", "shop", "web", "10.1.1.71")
+PAIRS = [("near", "beside"), ("near", "far"), ("near", "db"), ("beside", "far")]
+PAIRS += [(target, source) for source, target in PAIRS]
+
+
+@pytest.fixture(scope="module")
+def life() -> Iterator[BareBench]:
+    with bare_bench((NEAR, BESIDE, FAR, DB), hosts=2, quiet=()) as bench:
+        for source, target in PAIRS:
+            assert bench.ping(source, target, 3).received == 3
+        yield bench
+
+
+@pytest.fixture(scope="module")
+def later(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_later_version(tmp_path_factory.mktemp("later"))
+
+
+@pytest.fixture(scope="module")
+def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("stream"))
+
+
+def versions(host: LabHost) -> str:
+    """Names of the directories of pins."""
+    return " ".join(host.exec("ls", "/sys/fs/bpf/divhook").stdout.split())
+
+
+def reconciled(host: LabHost) -> bool:
+    return bool(host.ask_agent({"op": "status"})["result"]["reconciled"])
+
+
+def restart(host: LabHost, number: signal.Signals, package: Path | None = None) -> float:
+    """End the agent and start it again, or another version's; returns how long no agent was reconciled."""
+    begin = time.monotonic()
+    host.agent_stop(number)
+    with pytest.MonkeyPatch.context() as patch:
+        if package is not None:
+            environment = divhook.lab.host.package_environment() | {"PYTHONPATH": str(package)}
+            patch.setattr(divhook.lab.host, "package_environment", lambda: environment)
+        host.agent_start()
+    assert wait_for(lambda: reconciled(host), 60), host.agent_log.read_text()[-2000:]
+    return time.monotonic() - begin
+
+
+def test_no_datagram_of_a_known_flow_is_lost_whatever_becomes_of_the_agents(
+    life: BareBench, binary: Path, later: Path, fastpath: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the fast path off every frame is the agent's: its flows only have to be there again."""
+    hosts = [life.lab.host("A"), life.lab.host("B")]
+    away_s = []
+    rate, cycles = (PER_SECOND, CYCLES) if fastpath else (100, UPGRADE_EVERY)
+    with streaming(life, binary, PAIRS, rate) as quiet:
+        time.sleep(4)
+    with streaming(life, binary, PAIRS, rate) as eventful:
+        for cycle in range(cycles):
+            host = hosts[cycle % 2]
+            upgrade = cycle % UPGRADE_EVERY == UPGRADE_EVERY - 2
+            number = signal.SIGTERM if cycle % 5 == 4 else signal.SIGKILL
+            away_s.append(restart(host, number, later if upgrade else None))
+            if upgrade:
+                assert versions(host) == f"v{ABI_VERSION}"
+                away_s.append(restart(host, signal.SIGKILL))
+        time.sleep(0.5)
+    with capsys.disabled():
+        print(f"\n    without event: {quiet}")
+        print(f"    {cycles} kills ({len(away_s) - cycles} upgrades, each with a downgrade): {eventful}")
+        print(f"    agent away each time: median {sorted(away_s)[len(away_s) // 2]:.1f} s, max {max(away_s):.1f} s")
+    check(quiet)
+    if fastpath:
+        check(eventful)
+    for source, target in PAIRS:
+        assert life.ping(source, target, 3).received == 3
+
+
+def check(streams: Streams) -> None:
+    assert streams.overflowed == 0
+    assert streams.lost == 0, str(streams)  # the whole account, gap by gap
+    assert not any(each.doubled for each in streams.accounts), str(streams)
