@@ -275,15 +275,17 @@ class Dataplane:
         Whether there were any: they may have made new decisions.
         """
         decided, self.pipeline.decided = self.pipeline.decided, []
-        before = self.counters.from_guest + self.counters.from_wire
-        if any(address not in self.fastpath for address in decided):
+        before = read = self.counters.from_guest + self.counters.from_wire
+        drained = True
+        if self.fastpath.wants(decided):
             for _ in range(MAX_DRAINS):
-                waiting = self.counters.from_guest + self.counters.from_wire
                 self._guarded(self._queue.read)
-                if self.counters.from_guest + self.counters.from_wire < waiting + BATCH:
+                last, read = read, self.counters.from_guest + self.counters.from_wire
+                drained = read < last + BATCH
+                if drained:
                     break
-        self._guarded(self.fastpath.used, decided, self._now)
-        return self.counters.from_guest + self.counters.from_wire > before
+        self._guarded(self.fastpath.used, decided, self._now, drained)
+        return read > before
 
     def _round(self) -> bool:
         """Whether there was anything."""
