@@ -27,7 +27,7 @@ from divhook.core.router import Topology
 
 LATE_S = 1.0
 PUBLISH_WITHIN_S = 0.1
-"""A flow faster than the agent never leaves the queue empty: after this time it goes over to the kernel all the same."""
+"""A flow faster than the agent never leaves the queue empty: after this time it goes over all the same."""
 _KEPT_STATES = USABLE - {NeighbourState.STALE}
 
 log = logging.getLogger(__name__)
