@@ -131,15 +131,19 @@ def seal(frame: bytearray) -> None:
     struct.pack_into("!H", frame, l3 + 10, f.rfc1071(header))
 
 
-def mutant(corpus: list[bytes], rng: random.Random) -> bytes:
-    """A frame of the corpus after none to four changes; often with its checksum made true again."""
-    frame = bytearray(rng.choice(corpus))
-    for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
-        rng.choice((_field, _field, _field, _bytes, _bytes, _options))(frame, rng)
+def altered(frame: bytes, rng: random.Random, changes: tuple[int, ...] = (1, 1, 2, 3)) -> bytes:
+    """The frame after one of so many changes; often with its checksum made true again."""
+    fresh = bytearray(frame)
+    for _ in range(rng.choice(changes)):
+        rng.choice((_field, _field, _field, _bytes, _bytes, _options))(fresh, rng)
     if rng.random() < 0.7:
-        seal(frame)
-    del frame[LONGEST:]
-    return runnable(bytes(frame))
+        seal(fresh)
+    return bytes(fresh)
+
+
+def mutant(corpus: list[bytes], rng: random.Random) -> bytes:
+    """A frame of the corpus after none to four changes."""
+    return runnable(altered(rng.choice(corpus), rng, (0, 1, 1, 2, 2, 3, 4))[:LONGEST])
 
 
 def runnable(frame: bytes) -> bytes:

@@ -1,0 +1,5 @@
+"""Real packets."""
+
+
+def captured_packets() -> list[bytes]:
+    return []

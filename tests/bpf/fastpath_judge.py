@@ -1,0 +1,267 @@
+"""What the programs must make of a frame, by the word of core's Pipeline on it; and segments of a frame that has them.
+
+    Pipeline says                                     the programs must
+    ------------------------------------------------  ------------------------------------------------------------
+    one ToGuest or ToWire, nothing else               redirect it so, where discovery has told both ends' places
+    of ARP: one ToGuest to the asker, and CONSUMED    the same, and count CONSUMED
+    one Drop, its reason in KERNELS                   drop it so, under the condition there
+    anything else                                     divert the frame, as validation alone would
+
+"Told" is the world's: a neighbour that is REACHABLE or PROBE, and was used since it became so. What is STALE, or was
+not used yet, is new knowledge: the agent's.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import bpf_frames as f
+from fastpath_world import World
+
+from divhook.abi.layout import MARK_DIVERT, MARK_GROUP, MARK_PORT_SHIFT
+from divhook.adapters.bpf import DROP, PASS, REDIRECT
+from divhook.core import validate
+from divhook.core.addressing import Address, Mac
+from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState
+from divhook.core.outputs import Drop, Output, ToGuest, ToWire
+from divhook.core.reasons import DropReason
+from divhook.core.validate import Divert, Lane, WireFacts
+from divhook.core.wire.ipv4 import header_untrusted
+
+MARK = 0xBADC0DE
+"""On every frame before: a guest's must not stay, the wire's must."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that a program may change. frames: the one that is left, or the segments that will be made of it."""
+
+    verdict: int
+    frames: tuple[bytes, ...] = field(repr=False)
+    mark: int
+    target: int = 0
+    drop: tuple[int, DropReason] | None = None  # (port id, reason)
+    diverted: int | None = None  # port id
+    sender: int | None = None  # port id, of a forwarded frame
+    receiver: int | None = None
+    packets: int = 1  # that it counts for, where it is forwarded
+    used: Address | None = None  # neighbour
+    why: str = ""  # the agent gets it: what it makes of it
+
+    @property
+    def kind(self) -> str:
+        """For people."""
+        if self.drop is not None:
+            return ("answered " if self.verdict == REDIRECT else "") + self.drop[1].name
+        if self.diverted is not None:
+            return f"diverted: {self.why}"
+        if self.verdict != REDIRECT:
+            return "untouched"
+        way = f"{'guest' if self.sender else 'wire'} to {'guest' if self.receiver else 'wire'}"
+        return way + (", segmented" if len(self.frames) > 1 else "")
+
+
+class Ends(NamedTuple):
+    """Addresses of a frame whose fate is asked for."""
+
+    source: Address
+    destination: Address
+    host: Mac  # of the wire's frames: who sent it
+
+
+def _sender_known(world: World, ends: Ends) -> bool:
+    """A forged pmac of our own, and a sender that nobody has told of, are the agent's."""
+    known = ends.source in world.told or world.shown(ends.source) is not None
+    local = world.shown(ends.destination)
+    active = local is not None and local.state is PortState.ACTIVE
+    return known and active and ends.host != f.PMAC
+
+
+Condition = Callable[[World, Ends], bool]
+GUEST_KERNELS: dict[DropReason, Condition] = {
+    DropReason.CELL_DENIED: lambda world, ends: True,  # the plan tells
+}
+"""Beyond validation: reasons of the pipeline that from_guest drops with, and when. All others are diverted: the agent
+answers (TTL_EXPIRED, FRAGMENTATION_NEEDED, EXTERNAL_UNSUPPORTED, ROUTER_SERVICE, NO_SUCH_ENDPOINT, NEGATIVE_CACHED,
+DHCP), asks (HOLD_*, RESOLVE_*), or will have more to say (BROADCAST_UNSUPPORTED, MULTICAST_UNSUPPORTED,
+MARTIAN_DESTINATION, L2_MULTICAST_MISMATCH, PORT_NOT_ACTIVE, RARP_FROM_GUEST, CONSUMED without an answer)."""
+WIRE_KERNELS: dict[DropReason, Condition] = {
+    DropReason.CELL_DENIED: _sender_known,
+    DropReason.SPOOF_LOCAL: lambda world, ends: world.shown(ends.source) is not None,
+}
+"""The same of from_wire. Diverted: what needs an answer to the sender (NOT_LOCAL, PORT_NOT_ACTIVE of a fenced port),
+a challenge or a question (UNKNOWN_HOST, SPOOF_SOURCE, UNVERIFIED, HOLD_*), and what is not to come yet
+(EXTERNAL_UNSUPPORTED, BROADCAST_UNSUPPORTED, MULTICAST_UNSUPPORTED, FRAGMENTATION_NEEDED)."""
+
+
+class Judge:
+    """Speaks for the core of a world; the core sees each frame once, whatever the programs do with it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.outputs: list[Output] = []  # the core's, of the last frame or segment
+
+    def outputs_text(self) -> str:
+        """For people."""
+        return ", ".join(
+            f"{type(o).__name__} {getattr(o, 'reason', None) or getattr(o, 'port', '')!r}" for o in self.outputs
+        )
+
+    # ------------------------------------------------------------------ from_guest
+
+    def from_guest(self, ifindex: int, frame: bytes, gso_size: int = 0) -> Outcome:
+        """A frame of whoever is behind an interface."""
+        endpoint = self._world.port_of(ifindex)
+        if endpoint is None:
+            return Outcome(DROP, (frame,), 0, drop=(PORT_WIRE, DropReason.PORT_UNKNOWN))
+        return self._whole(frame, gso_size, lambda piece: self._guest(endpoint, piece))
+
+    def _guest(self, endpoint: Endpoint, frame: bytes) -> Outcome:
+        world, port = self._world, endpoint.port
+        verdict = validate.from_guest(endpoint, world.plan.router(endpoint.subnet), frame)
+        outputs = self.outputs = world.pipeline.from_guest(port, frame, world.now)
+        if isinstance(verdict, DropReason):
+            assert outputs == [Drop(verdict, port, frame)], outputs
+            return Outcome(DROP, (frame,), 0, drop=(port, verdict))
+        if verdict.lane is Lane.IPV4:
+            found = self._guest_ipv4(endpoint, frame, outputs)
+        elif verdict.lane is Lane.ARP:
+            found = self._guest_arp(endpoint, frame, outputs)
+        else:
+            found = None
+        return found or Outcome(
+            PASS, (f.DIVBR_MAC + frame[6:],), _mark(port, verdict), diverted=port, why=_why(outputs)
+        )
+
+    def _guest_ipv4(self, endpoint: Endpoint, frame: bytes, outputs: list[Output]) -> Outcome | None:
+        world, destination = self._world, frame[30:34]
+        match outputs:
+            case [ToGuest(port, sent)]:
+                target = world.ifindex_of[port]
+                return Outcome(REDIRECT, (sent,), 0, target, sender=endpoint.port, receiver=port)
+            case [ToWire(sent)] if destination in world.told:
+                return Outcome(REDIRECT, (sent,), 0, world.uplink, sender=endpoint.port, used=destination)
+            case [Drop(reason, port, _)] if reason in GUEST_KERNELS:
+                if GUEST_KERNELS[reason](world, Ends(frame[26:30], destination, b"")):
+                    return Outcome(DROP, (frame,), 0, drop=(port, reason))
+        return None
+
+    def _guest_arp(self, endpoint: Endpoint, frame: bytes, outputs: list[Output]) -> Outcome | None:
+        world, tpa = self._world, frame[38:42]
+        match outputs:
+            case [ToGuest(port, reply), Drop(DropReason.CONSUMED, counted, _)]:
+                assert port == counted == endpoint.port
+                own = tpa == world.plan.router(endpoint.subnet) or world.shown(tpa) is not None
+                told = tpa in world.told
+                if not own and not told:
+                    return None
+                used = None if own else tpa
+                ifindex = world.ifindex_of[port]
+                return Outcome(REDIRECT, (reply,), 0, ifindex, drop=(port, DropReason.CONSUMED), used=used)
+        return None
+
+    # ------------------------------------------------------------------ from_wire
+
+    def from_wire(self, frame: bytes, gso_size: int = 0) -> Outcome:
+        """A frame from the uplink."""
+        return self._whole(frame, gso_size, self._wire)
+
+    def _wire(self, frame: bytes) -> Outcome:
+        world = self._world
+        verdict = validate.from_wire(self._facts(), frame)
+        outputs = self.outputs = world.pipeline.from_wire(frame, world.now)
+        if verdict is None:
+            assert outputs == [], outputs
+            return Outcome(PASS, (frame,), MARK)
+        if isinstance(verdict, DropReason):
+            assert outputs == [Drop(verdict, PORT_WIRE, frame)], outputs
+            return Outcome(DROP, (frame,), MARK, drop=(PORT_WIRE, verdict))
+        found = self._wire_ipv4(frame, outputs) if verdict.lane is Lane.IPV4 else None
+        code = REDIRECT if verdict.lane is Lane.DISCOVERY else PASS
+        return found or Outcome(code, (frame,), _mark(PORT_WIRE, verdict), diverted=PORT_WIRE, why=_why(outputs))
+
+    def _wire_ipv4(self, frame: bytes, outputs: list[Output]) -> Outcome | None:
+        world, ends = self._world, Ends(frame[26:30], frame[30:34], frame[6:12])
+        match outputs:
+            case [ToGuest(port, sent)] if ends.source in world.told:
+                target = world.ifindex_of[port]
+                return Outcome(REDIRECT, (sent,), MARK, target, receiver=port, used=ends.source)
+            case [Drop(reason, port, _)] if reason in WIRE_KERNELS and WIRE_KERNELS[reason](world, ends):
+                assert port == PORT_WIRE
+                return Outcome(DROP, (frame,), MARK, drop=(port, reason))
+        return None
+
+    def _facts(self) -> WireFacts:
+        return self._world.pipeline._wire_facts()
+
+    # ------------------------------------------------------------------ segmented frames
+
+    def _whole(self, frame: bytes, gso_size: int, judge: Callable[[bytes], Outcome]) -> Outcome:
+        """The core's word on every segment: all end alike, or the agent gets the frame, and sees each.
+
+        A segmented frame that is longer than a packet may be in its target's subnet counts its segments.
+        """
+        if not gso_size:
+            return judge(frame)
+        outcomes = [judge(piece) for piece in segments(frame, gso_size)]
+        first = outcomes[0]
+        if any((o.verdict, o.target, o.drop) != (first.verdict, first.target, first.drop) for o in outcomes):
+            first = next(o for o in outcomes if o.diverted is not None)  # the agent sees them all
+        if first.verdict == REDIRECT:
+            port = first.receiver or 0
+            endpoint = self._world.pipeline.ports.port(port)
+            subnet = self._world.plan.locate(frame[30:34])
+            assert subnet is not None
+            mtu = endpoint.mtu if endpoint is not None else self._world.topology[subnet].mtu
+            packets = len(outcomes) if len(frame) - 14 > mtu else 1
+            frames = tuple(o.frames[0] for o in outcomes)
+            return Outcome(
+                REDIRECT,
+                frames,
+                first.mark,
+                first.target,
+                sender=first.sender,
+                receiver=first.receiver,
+                packets=packets,
+                used=first.used,
+            )
+        whole = first.frames[0][:14] + frame[14:]
+        return Outcome(first.verdict, (whole,), first.mark, drop=first.drop, diverted=first.diverted, why=first.why)
+
+
+def _why(outputs: list[Output]) -> str:
+    if not outputs:
+        return "held, or discovery"
+    last = outputs[-1]
+    if isinstance(last, Drop):
+        return last.reason.name
+    return "forwarded" if len(outputs) == 1 else "fragmented"
+
+
+def _mark(port_id: int, divert: Divert) -> int:
+    return MARK_DIVERT | (MARK_GROUP if divert.group else 0) | port_id << MARK_PORT_SHIFT
+
+
+def segments(frame: bytes, gso_size: int) -> list[bytes]:
+    """What a NIC would make of a TCP or UDP frame: gso_size bytes of payload each. Transport checksums stay."""
+    packet = frame[14:]
+    header = header_untrusted(packet)
+    at = header.header_length
+    headers = at + (8 if header.protocol == f.UDP else (packet[at + 12] >> 4) * 4)
+    payload = packet[headers : header.total_length]
+    pieces = []
+    for number, start in enumerate(range(0, max(1, len(payload)), gso_size)):
+        data = payload[start : start + gso_size]
+        words = bytearray(packet[:headers])
+        struct.pack_into("!H", words, 2, headers + len(data))
+        struct.pack_into("!H", words, 4, (struct.unpack_from("!H", packet, 4)[0] + number) & 0xFFFF)
+        if header.protocol == f.UDP:
+            struct.pack_into("!H", words, at + 4, 8 + len(data))
+        else:
+            sequence = (struct.unpack_from("!I", packet, at + 4)[0] + start) & 0xFFFFFFFF
+            struct.pack_into("!I", words, at + 4, sequence)
+        struct.pack_into("!H", words, 10, 0)
+        struct.pack_into("!H", words, 10, f.rfc1071(bytes(words[:at])))
+        pieces.append(frame[:14] + bytes(words) + data)
+    return pieces

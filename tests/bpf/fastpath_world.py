@@ -1,0 +1,420 @@
+"""One host with the real core, the real publisher and the real maps, among peers that are played; all from one seed.
+
+    places   addresses of guests: here, on another host, on both (fenced), nowhere
+    turn     something happens to them, or to a subnet, or to the agent; then time goes on
+    settle   the maps are compared with what they must be, whole
+
+What the kernel may know of neighbours is kept here a second time, by its definition: a frame was delivered to or from
+it since discovery last said that it is neither REACHABLE nor PROBE.
+"""
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
+from types import SimpleNamespace
+
+from bpf_bench import UNLIMITED, host_entry
+from bpf_frames import PMAC
+
+from divhook.abi.entries import EndpointEntry, LocalEndpoint, PortEntry, RemoteEndpoint
+from divhook.adapters.bpf import Programs
+from divhook.agent.fastpath import FastPath
+from divhook.agent.nic import Nic
+from divhook.agent.ports import Ports
+from divhook.core.addressing import ALL_HOSTS_GROUP, Address, AddressPlan, Mac, SubnetId, group_mac
+from divhook.core.dhcp import SubnetService
+from divhook.core.discovery import (
+    ClaimState,
+    Discovery,
+    Fenced,
+    Limits,
+    NeighbourChanged,
+    NeighbourState,
+    TentativeObjected,
+    TentativePassed,
+    Unfenced,
+)
+from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
+from divhook.core.pipeline import Pipeline
+from divhook.core.router import SubnetFacts, Topology
+from divhook.core.wire.discovery import Claim, Message, MessageType
+
+PLANS = {
+    "8+8+8": AddressPlan(),
+    "12+4+8": AddressPlan(IPv4Network("10.0.0.0/8"), 12, 4, 8),
+    "4+10+6 below a /12": AddressPlan(IPv4Network("10.16.0.0/12"), 4, 10, 6),
+    "10+4+6 below a /12": AddressPlan(IPv4Network("172.16.0.0/12"), 10, 4, 6),
+    "one cell": AddressPlan(IPv4Network("10.7.0.0/16"), 0, 8, 8),
+    "one subnet in each cell": AddressPlan(IPv4Network("10.0.0.0/8"), 16, 0, 8),
+    "one host in each subnet": AddressPlan(IPv4Network("10.0.0.0/8"), 6, 16, 2),
+    "many hosts": AddressPlan(IPv4Network("10.0.0.0/8"), 5, 3, 16),
+}
+PEERS = tuple(bytes.fromhex(mac) for mac in ("02b7c8d9eafb", "02c7d8e9fa0b", "02d7e8f90a1b"))
+TAPS = tuple(f"t{number}" for number in range(8))
+MAKE_TAPS = " && ".join(f"ip link add t{n} type veth peer name t{n + 1}" for n in range(0, len(TAPS), 2))
+FIRST_PORT_ID = 0x1A2B
+MTUS = (1500, 1500, 1400, 576, 2000)
+START_S = 1_000.0
+WALL_US = 1_700_000_000_000_000
+KNOWN_STATES = {NeighbourState.REACHABLE, NeighbourState.PROBE}
+SHOWN_STATES = {PortState.ACTIVE, PortState.FENCED}
+LIMITS = Limits(misses_per_s_port=200, misses_per_s_host=400, hold_per_destination=8)
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """An address and its guest. host: where a peer says that it runs; nic: it is here, too."""
+
+    subnet: SubnetId
+    address: Address
+    vmac: Mac
+    guest: str
+    host: Mac | None = None
+    claim: Claim | None = None
+    nic: Nic | None = None
+
+
+class UnlimitedPorts(Ports):
+    """The agent's, with token buckets that are never empty."""
+
+    def _entry(self, nic: Nic, state: PortState) -> PortEntry:
+        return replace(super()._entry(nic, state), arp_rate=UNLIMITED)
+
+
+def subnets_of(plan: AddressPlan) -> list[SubnetId]:
+    """Three in a cell and two in another, as far as the plan has room; numbers with bits at both ends."""
+    cells = sorted({plan.max_cell * 5 // 8, plan.max_cell})
+    numbers = sorted({plan.max_subnet * 3 // 4, plan.max_subnet // 2 + 1 if plan.max_subnet > 1 else 0, 0})
+    return [SubnetId(cell, number) for cell in cells for number in numbers][:5]
+
+
+class World:
+    """See above. `taps`: ifindexes that may become ports; ifindex_of: those that are, by port id."""
+
+    def __init__(self, programs: Programs, taps: list[int], seed: str, plan: AddressPlan | None = None) -> None:
+        self.programs = programs
+        self.taps = taps
+        self.rng = random.Random(seed)
+        self.plan = plan or self.rng.choice(list(PLANS.values()))
+        self.now = START_S
+        self.told: set[Address] = set()
+        self._stamp = WALL_US
+        self._port_id = FIRST_PORT_ID
+        self.subnets = subnets_of(self.plan)
+        self.places = self._make_places()
+        self.topology: Topology = {subnet: self._facts(subnet) for subnet in self.subnets}
+        self._clear()
+        host = host_entry(plan=self.plan, fastpath=True)
+        programs.configure(host)
+        self.uplink = host.uplink_ifindex
+        self._boot()
+        self.discovery.ready(self.now)
+        for place in self.places[: len(taps) - 2]:
+            self._plug(place, PortState.ACTIVE)
+        for place in self.places[len(taps) - 2 :]:
+            if self.rng.random() < 0.8:
+                self._start_elsewhere(place, self.rng.choice(PEERS))
+        self.pass_time(1)
+
+    def _make_places(self) -> list[Place]:
+        numbers = min(4, self.plan.max_host - 2)
+        places = []
+        for subnet in self.subnets:
+            for number in range(numbers):
+                host = 2 + number * (self.plan.max_host - 3) // max(1, numbers - 1) if numbers > 1 else 2
+                vmac = bytes((0x52, 0x54, 0, 0x10 + subnet.cell % 7, 0x20 + subnet.subnet % 11, 0x30 + number))
+                place = Place(subnet, self.plan.address(subnet, host), vmac, f"g{len(places)}")
+                places.append(replace(place, vmac=vmac[:3] + bytes((len(places),)) + vmac[4:]))
+        self.rng.shuffle(places)
+        return places
+
+    def _facts(self, subnet: SubnetId) -> SubnetFacts:
+        plan = self.plan
+        service = SubnetService(plan.router(subnet), plan.mask(), plan.broadcast(subnet))
+        return SubnetFacts(self.rng.choice(MTUS), service)
+
+    def _clear(self) -> None:
+        for port in {port for port, _ in self.programs.drop_counters()}:
+            self.programs.forget_port_counters(port)
+        for ifindex, entry in self.programs.ports().items():
+            self.programs.remove_port(ifindex)
+            self.programs.forget_port_counters(entry.port_id)
+        self.programs.forget_port_counters(PORT_WIRE)
+        for address in list(self.programs.endpoints()):
+            self.programs.remove_endpoint(address)
+
+    def _boot(self) -> None:
+        """An agent, of which nothing is told yet."""
+        self.discovery = Discovery(PMAC, self.plan, random.Random(self.rng.random()), WALL_US, LIMITS)
+        self.pipeline = Pipeline(self.plan, PMAC, PortTable(), self.topology, self.discovery)
+        self.fastpath = FastPath(self.programs, self.plan, self.topology, self.discovery, enabled=True)
+        self.ifindex_of: dict[int, int] = {}
+        shell = SimpleNamespace(
+            pipeline=self.pipeline, fastpath=self.fastpath, ifindex_of=self.ifindex_of, forget_port=self.ifindex_of.pop
+        )
+        limits = SimpleNamespace(
+            divert_pps=UNLIMITED.packets_per_s, divert_burst=UNLIMITED.burst_packets, dhcp_pps=UNLIMITED.packets_per_s
+        )
+        configuration = SimpleNamespace(plan=self.plan, host=SimpleNamespace(limits=limits))
+        self._ports = UnlimitedPorts(None, self.programs, shell, configuration, max(MTUS))  # type: ignore[arg-type]
+
+    # ------------------------------------------------------------------ what is there
+
+    def port_of(self, ifindex: int) -> Endpoint | None:
+        """The endpoint behind an interface."""
+        return next((e for e in self.pipeline.ports.all() if self.ifindex_of.get(e.port) == ifindex), None)
+
+    def shown(self, address: Address) -> Endpoint | None:
+        """The port of this host that the kernel knows to hold an address."""
+        endpoint = self.pipeline.ports.at(address)
+        return endpoint if endpoint is not None and endpoint.state in SHOWN_STATES else None
+
+    def passes(self, place: Place) -> bool:
+        """Whether its port is active."""
+        endpoint = self.pipeline.ports.at(place.address)
+        return endpoint is not None and endpoint.state is PortState.ACTIVE
+
+    def here(self) -> list[Place]:
+        return [place for place in self.places if place.nic is not None]
+
+    def elsewhere(self) -> list[Place]:
+        return [place for place in self.places if place.nic is None]
+
+    def endpoints(self) -> dict[Address, EndpointEntry]:
+        """Map `endpoints` as it must be, but for `used`."""
+        table: dict[Address, EndpointEntry] = {}
+        for address in self.told:
+            entry, subnet = self.discovery.neighbours.get(address), self.plan.locate(address)
+            assert entry is not None, address
+            assert entry.found is not None, address
+            assert entry.state in KNOWN_STATES, (address, entry.state)
+            assert subnet is not None
+            table[address] = RemoteEndpoint(entry.found.claim, self.topology[subnet].mtu)
+        for port in self.pipeline.ports.all():
+            if port.address is not None and port.state in SHOWN_STATES:
+                fenced = port.state is PortState.FENCED
+                table[port.address] = LocalEndpoint(port.vmac, self.ifindex_of[port.port], port.port, port.mtu, fenced)
+        return table
+
+    # ------------------------------------------------------------------ as the agent's shell does it
+
+    def sync(self) -> None:
+        """What Dataplane does after a frame: events, then what was decided."""
+        pipeline = self.pipeline
+        pipeline.collect(self.now)
+        if pipeline.pending_events:
+            events, pipeline.pending_events = pipeline.pending_events, []
+            for event in events:
+                self._event(event)
+        if pipeline.decided:
+            decided, pipeline.decided = pipeline.decided, []
+            self.fastpath.used(decided, self.now)
+            for address in decided:
+                self._learn(address)
+
+    def _event(self, event: object) -> None:
+        if isinstance(event, NeighbourChanged):
+            self.fastpath.changed(event, self.now)
+            if event.state not in KNOWN_STATES:
+                self.told.discard(event.address)
+        elif isinstance(event, Fenced | Unfenced):
+            place = self._place(event.address)
+            if place.nic is not None:
+                self._put(place, PortState.FENCED if isinstance(event, Fenced) else PortState.ACTIVE)
+        elif isinstance(event, TentativePassed | TentativeObjected):
+            place = self._place(event.address)
+            if place.nic is not None and isinstance(event, TentativePassed):
+                self.discovery.confirm(event.address, self.now)
+                self._put(place, PortState.ACTIVE)
+            elif place.nic is not None:
+                self._unplug(place)
+
+    def _learn(self, address: Address) -> None:
+        entry, subnet = self.discovery.neighbours.get(address), self.plan.locate(address)
+        if entry is not None and entry.found is not None and not self.shown(address) and subnet in self.topology:
+            self.told.add(address)
+
+    def _place(self, address: Address) -> Place:
+        return next(place for place in self.places if place.address == address)
+
+    def _put(self, place: Place, state: PortState) -> None:
+        assert place.nic is not None
+        self._ports.put(place.nic, state)
+        if state in SHOWN_STATES:
+            self.told.discard(place.address)
+        self._join()
+
+    def _join(self) -> None:
+        groups = {group_mac(e.subnet) for e in self.pipeline.ports.all() if e.state is not PortState.FENCED}
+        self.programs.set_groups(groups | {ALL_HOSTS_GROUP})
+
+    def _plug(self, place: Place, state: PortState) -> None:
+        free = [tap for tap in self.taps if tap not in self.ifindex_of.values()]
+        if not free or place.nic is not None or place.subnet not in self.topology:  # the agent refuses such a guest
+            return
+        self._port_id += self.rng.choice((1, 3))
+        placement = SimpleNamespace(id=place.subnet, hostname=None)
+        nic = Nic(place.guest, f"uuid-{place.guest}", placement, place.vmac, fixed=True, address=place.address)  # type: ignore[arg-type]
+        nic.port, nic.ifindex = self._port_id, self.rng.choice(free)
+        place.nic = nic
+        self._put(place, state)
+        if state is PortState.TENTATIVE:
+            self.discovery.tentative(place.address, place.vmac, nic.guest_id, 0, None, self.now)
+        elif state is PortState.ACTIVE:
+            self._activate(place)
+
+    def _activate(self, place: Place) -> None:
+        assert place.nic is not None
+        place.host = place.claim = None
+        self.discovery.activate(place.address, place.vmac, place.nic.guest_id, 0, None, self.now)
+        self._put(place, PortState.ACTIVE)
+
+    def _unplug(self, place: Place) -> None:
+        assert place.nic is not None
+        self._ports.remove(place.nic)
+        place.nic = None
+        self._join()
+        self.discovery.withdraw(place.address, self.now, gone=self.rng.random() < 0.5)
+
+    # ------------------------------------------------------------------ peers
+
+    def _start_elsewhere(self, place: Place, host: Mac, announced: bool = True) -> None:
+        self._stamp = max(self._stamp, self.discovery.highest_seen_stamp) + self.rng.randrange(1, 1000)
+        guest_id = place.nic.guest_id if place.nic else int.from_bytes(place.vmac, "big")
+        born = place.claim.born if place.claim else 5
+        place.host = host
+        place.claim = Claim(place.address, place.vmac, host, self._stamp, born, guest_id, self.rng.getrandbits(64))
+        if announced:
+            self._say(Message(MessageType.ANNOUNCE, host, ALL_HOSTS_GROUP, bytes(4), place.address, place.claim))
+
+    def _say(self, message: Message) -> None:
+        self.discovery.receive(message, self.now)
+        self.sync()
+
+    def exchange(self) -> None:
+        """Carry the agent's questions to its peers, who answer most of them."""
+        for _ in range(8):
+            asked = [m for m in self.discovery.messages_to_send() if m.type in (MessageType.REQUEST, MessageType.PROBE)]
+            if not asked:
+                return
+            for message in asked:
+                place = next((p for p in self.places if p.address == message.tpa), None)
+                group = bool(message.destination[0] & 1)
+                if self.rng.random() < 0.1 or (group and (place is None or place.host is None)):
+                    continue
+                holds = place is not None and place.host is not None and (group or place.host == message.destination)
+                claim = place.claim if place is not None else None
+                host = claim.host if holds and claim is not None else message.destination
+                kind = MessageType.REPLY if holds else MessageType.MOVED if claim else MessageType.GONE
+                self._say(Message(kind, host, PMAC, message.spa, message.tpa, claim, message.nonce))
+
+    def pass_time(self, seconds: float) -> None:
+        """Timers run when they are due."""
+        until = self.now + seconds
+        self.exchange()
+        while (due := self.discovery.next_timer()) is not None and due <= until:
+            self.now = max(self.now, due)
+            self.discovery.on_timer(self.now)
+            self.sync()
+            self.exchange()
+        self.now = until
+
+    # ------------------------------------------------------------------ what may happen
+
+    def turn(self) -> None:
+        """Something happens, or several things, or nothing; time goes on."""
+        rng = self.rng
+        for _ in range(rng.choice((0, 1, 1, 2, 4))):
+            rng.choice(TURNS)(self)
+            self.sync()
+        self.pass_time(rng.choice((0.0, 0.02, 0.1, 0.3, 1.0, 5.0, 30.0, 70.0)))
+
+    def _any(self, places: Iterable[Place]) -> Place | None:
+        found = list(places)
+        return self.rng.choice(found) if found else None
+
+    def remote_moves(self) -> None:
+        if place := self._any(self.elsewhere()):
+            self._start_elsewhere(place, self.rng.choice(PEERS), announced=self.rng.random() < 0.7)
+
+    def remote_stops(self) -> None:
+        if place := self._any(p for p in self.places if p.host is not None):
+            claim, place.host, place.claim = place.claim, None, None
+            if claim is not None and self.rng.random() < 0.7:
+                self._say(Message(MessageType.GONE, claim.host, ALL_HOSTS_GROUP, bytes(4), place.address, claim))
+
+    def local_is_claimed_elsewhere(self) -> None:
+        if place := self._any(self.here()):
+            self._start_elsewhere(place, self.rng.choice(PEERS))
+
+    def local_stops(self) -> None:
+        if place := self._any(self.here()):
+            self._unplug(place)
+
+    def guest_comes(self) -> None:
+        if place := self._any(self.elsewhere()):
+            self._plug(place, self.rng.choice((PortState.ACTIVE, PortState.INCOMING, PortState.TENTATIVE)))
+
+    def guest_resumes(self) -> None:
+        for place in self.here():
+            assert place.nic is not None
+            endpoint = self.pipeline.ports.port(place.nic.port)
+            if endpoint is not None and endpoint.state is PortState.INCOMING:
+                self._activate(place)
+
+    def subnet_changes(self) -> None:
+        subnet = self.rng.choice(self.subnets)
+        used = any(place.nic and place.subnet == subnet for place in self.places)
+        if not used and self.rng.random() < 0.5:  # the agent keeps what is in use
+            self.topology.pop(subnet, None)
+        else:
+            self.topology[subnet] = self._facts(subnet)
+        self.fastpath.topology_changed(self.now)
+        self.told = {a for a in self.told if self.plan.locate(a) in self.topology}
+        for place in self.here():
+            assert place.nic is not None
+            endpoint = self.pipeline.ports.port(place.nic.port)
+            if endpoint is not None and place.subnet == subnet:
+                self._put(place, endpoint.state)
+
+    def reconciled(self) -> None:
+        self.fastpath.keep_true()
+
+    def agent_restarts(self) -> None:
+        """Another agent finds ports and maps as they are."""
+        old, known = self.discovery, self.programs.endpoints()
+        states = {place.address: self.pipeline.ports.at(place.address) for place in self.here()}
+        records, highest = old.records(), old.highest_seen_stamp
+        tentative = [p for p in self.here() if old.state(p.address) is ClaimState.TENTATIVE]
+        for place in tentative:
+            self._unplug(place)
+        self._boot()
+        self.discovery.restore(records, highest)
+        self.told.clear()
+        for place in self.here():
+            assert place.nic is not None
+            endpoint = states[place.address]
+            assert endpoint is not None
+            self._put(place, endpoint.state)
+            if endpoint.state is not PortState.INCOMING:
+                self.discovery.reclaim(place.address, place.vmac, place.nic.guest_id, 0, self.now)
+        self.discovery.ready(self.now)
+        self.fastpath.adopt(self.now, lambda address: any(p.address == address for p in self.here()))
+        mine = {place.address for place in self.here()}
+        self.told = {a for a, e in known.items() if isinstance(e, RemoteEndpoint) and a not in mine}
+
+
+TURNS: tuple[Callable[[World], None], ...] = (
+    World.remote_moves,
+    World.remote_moves,
+    World.remote_stops,
+    World.local_is_claimed_elsewhere,
+    World.local_stops,
+    World.guest_comes,
+    World.guest_comes,
+    World.guest_resumes,
+    World.subnet_changes,
+    World.reconciled,
+    World.agent_restarts,
+)
