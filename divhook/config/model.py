@@ -115,7 +115,7 @@ class HostConfig(_Model):
     key_file: AbsolutePath = f"{DEFAULT_DIRECTORY}/cluster.key"
     """The cluster key, as `divhook key new` writes it; the same on every host, readable by root only."""
     fastpath: Switch = True
-    """Whether the kernel forwards what the agent has decided before. No fast path is built yet: always `off`."""
+    """Whether the kernel forwards what the agent has decided before. `off`: the agent decides every frame."""
     addresses: AddressesConfig = AddressesConfig()
     """The address plan."""
     libvirt_uri: Line = "qemu:///system"
