@@ -177,7 +177,7 @@ __noinline enum drop_reason packet_parse_untrusted(struct __sk_buff *skb, __u32 
 	return VALID;
 }
 
-/* An untagged frame's headers, to read and write in place. */
+/* An untagged frame's headers, to read and write in place. At even addresses: else each half-word is read in two. */
 struct headers {
 	struct ethernet ethernet;
 	__u8 version_ihl;
@@ -190,7 +190,7 @@ struct headers {
 	__be16 checksum;
 	__be32 source_be;
 	__be32 destination_be;
-} __attribute__((packed));
+} __attribute__((packed, aligned(2)));
 _Static_assert(sizeof(struct headers) == ETH_LEN + IPV4_MIN_LEN, "headers");
 
 /* The same with the ports of a packet that has no options. */
@@ -198,7 +198,7 @@ struct ordinary {
 	struct headers headers;
 	struct udp_ports ports;
 	__be32 rest;
-} __attribute__((packed));
+} __attribute__((packed, aligned(2)));
 _Static_assert(sizeof(struct ordinary) == ETH_LEN + IPV4_MIN_LEN + UDP_LEN, "ordinary");
 
 /*

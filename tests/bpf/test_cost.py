@@ -1,0 +1,96 @@
+"""What a frame costs may not creep up: docs/cost.md is the ratchet.
+
+Instructions are counted by bpf_machine, which must first come to the kernel's own result on the very frame.
+"""
+
+import ctypes
+import re
+from pathlib import Path
+
+import pytest
+from bpf_bench import PORT_ID, Bench, host_entry
+from bpf_frames import ADDRESS, OTHER_MAC, OUTSIDE, PEER, PMAC, ROUTER, TCP, UDP, VMAC, arp, ethernet, ipv4, udp
+from bpf_machine import Cost, Machine, read_object
+
+from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
+from divhook.adapters.bpf import FROM_GUEST, FROM_WIRE
+from divhook.adapters.bpf.program_info import program_info
+from divhook.adapters.bpf.programs import _LAYOUTS, OBJECT_FILE
+from divhook.core.wire.discovery import Claim
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "cost.md"
+INSTRUCTIONS_RATIO = 1.1
+SIZE_RATIO = 1.25
+
+SAME, ROUTED, BESIDE = bytes((10, 21, 37, 99)), bytes((10, 21, 38, 98)), bytes((10, 21, 37, 77))
+PAYLOAD = udp(1000, 2000, bytes(18))
+SEGMENTED = ipv4(bytes(12) + b"\x50" + bytes(7 + 2 * 1448), destination=SAME, protocol=TCP)
+
+
+def packet(source: bytes = ADDRESS, destination: bytes = SAME) -> bytes:
+    return ipv4(PAYLOAD, source=source, destination=destination, protocol=UDP)
+
+
+def to_host(source: bytes, destination: bytes = ADDRESS) -> bytes:
+    return ethernet(packet(source, destination), source=PEER, destination=PMAC)
+
+
+FRAMES = {
+    "from_guest: to a peer, same subnet": (FROM_GUEST, ethernet(packet()), 0),
+    "from_guest: to a peer, routed": (FROM_GUEST, ethernet(packet(destination=ROUTED)), 0),
+    "from_guest: to a guest here, same subnet": (FROM_GUEST, ethernet(packet(destination=BESIDE)), 0),
+    "from_guest: to a peer, 2 segments": (FROM_GUEST, ethernet(SEGMENTED), 1448),
+    "from_guest: ARP for the router": (FROM_GUEST, ethernet(arp(tpa=ROUTER), 0x0806), 0),
+    "from_guest: to an unknown, diverted": (FROM_GUEST, ethernet(packet(destination=bytes((10, 21, 37, 5)))), 0),
+    "from_guest: spoofed, dropped": (FROM_GUEST, ethernet(packet(source=SAME)), 0),
+    "from_wire: to a guest, same subnet": (FROM_WIRE, to_host(SAME), 0),
+    "from_wire: to a guest, routed": (FROM_WIRE, to_host(ROUTED), 0),
+    "from_wire: the host's own": (FROM_WIRE, to_host(OUTSIDE, OUTSIDE), 0),
+}
+
+
+@pytest.fixture
+def known(bench: Bench) -> Bench:
+    bench.programs.configure(host_entry(fastpath=True))
+    bench.programs.set_endpoint(ADDRESS, LocalEndpoint(VMAC, bench.port, PORT_ID, 1500))
+    bench.programs.set_endpoint(BESIDE, LocalEndpoint(OTHER_MAC, bench.port, PORT_ID, 1500))
+    for address in (SAME, ROUTED):
+        bench.programs.set_endpoint(address, RemoteEndpoint(Claim(address, OTHER_MAC, PEER, 1, 1, 1, 1), 1500))
+    return bench
+
+
+def cost(bench: Bench, name: str) -> Cost:
+    """Of the second frame of its kind, when counters and marks of use are there."""
+    program, frame, gso_size = FRAMES[name]
+    ifindex = bench.port if program == FROM_GUEST else bench.uplink
+    for _ in range(2):
+        ran = bench.programs.test_run(program, frame, ifindex, gso_size=gso_size)
+    sizes = {name: (key_length, ctypes.sizeof(layout)) for name, (key_length, layout) in _LAYOUTS.items()}
+    found = Machine(read_object(OBJECT_FILE), bench.programs._maps, sizes).run(program, frame, ifindex, gso_size)
+    assert (found.verdict, found.frame) == (ran.verdict, ran.frame)
+    return found
+
+
+def stated() -> dict[str, list[int]]:
+    """Rows of the tables: the first cell, and the numbers after it."""
+    rows = re.findall(r"^\| ([^|]+?) \|((?: [\d,]+ \|)+)$", DOCUMENT.read_text(), re.MULTILINE)
+    return {name: [int(number.replace(",", "")) for number in re.findall(r"[\d,]+", cells)] for name, cells in rows}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_frame_costs_no_more_instructions_and_helpers_than_stated(known: Bench, name: str) -> None:
+    instructions, look_ups, helpers = stated()[name]
+    found = cost(known, name)
+    row = f"| {name} | {found.instructions} | {found.helpers['map_lookup_elem']} | {found.helpers.total()} |"
+    assert found.instructions <= instructions * INSTRUCTIONS_RATIO, row
+    assert found.helpers["map_lookup_elem"] <= look_ups, row
+    assert found.helpers.total() <= helpers, row
+
+
+@pytest.mark.parametrize("program", [FROM_GUEST, FROM_WIRE])
+def test_a_program_is_no_bigger_than_stated(bench: Bench, program: str) -> None:
+    verified, xlated = stated()[program]
+    info = program_info(bench.programs._programs[program])
+    row = f"| {program} | {info.verified} | {info.xlated} |"
+    assert info.verified <= verified * SIZE_RATIO, row
+    assert info.xlated <= xlated * SIZE_RATIO, row
