@@ -302,20 +302,28 @@ class Agent:
         for uuid in {r.guest_uuid for r in self.registry.reservations()} - known:
             await self.guests.ended(uuid, listed_s, defined=False)
         self.guests.keep_true()
-        now = self._loop.time()
         if not self.guests.reconciled:
+            await self._adopt_neighbours()
+            now = self._loop.time()
             self.guests.restore_leases()
             self.guests.reconciled = True
             self.dataplane.pipeline.discovery.ready(now)
             self.dataplane.census.ready()
-            mine = self.dataplane.pipeline.ports.at
-            self.dataplane.fastpath.adopt(now, lambda address: mine(address) is not None)
             log.info("reconciled with libvirt: %d guests run, %d NICs are ours", len(running), len(self.guests.all()))
-        self.dataplane.inject(now, [])
+        self.dataplane.inject(self._loop.time(), [])
         if self.dataplane.pipeline.topology.keys() - self.configuration.subnets.keys():  # perhaps not in use any more
             self._set_topology(topology_of(self.configuration, self.uplink.mtu))
         claims = {record.claim.address for record in self.dataplane.pipeline.discovery.records()}
         self.registry.tidy(int(time.time() * 1e6), claims)
+
+    async def _adopt_neighbours(self) -> None:
+        begin_s, mine = self._loop.time(), self.dataplane.pipeline.ports.at
+        for _ in self.dataplane.fastpath.adopt(begin_s, lambda address: mine(address) is not None):
+            self.dataplane.inject(self._loop.time(), [])
+            await asyncio.sleep(0)  # frames come first
+        count, took_s = len(self.dataplane.fastpath), self._loop.time() - begin_s
+        if count:
+            log.info("the kernel knew %d neighbours: taken over in %.2f s", count, took_s)
 
     # ------------------------------------------------------------------ discovery
 

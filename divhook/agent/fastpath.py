@@ -14,7 +14,7 @@ every frame that came to the slow path for a neighbour published within LATE_S, 
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
@@ -26,6 +26,8 @@ from divhook.core.neighbor import USABLE, NeighbourState
 from divhook.core.router import Topology
 
 LATE_S = 1.0
+ADOPTED_AT_ONCE = 256
+"""Entries that are taken over from the agent before, between other things."""
 PUBLISH_WITHIN_S = 0.1
 """A flow faster than the agent never leaves the queue empty: after this time it goes over all the same."""
 _KEPT_STATES = USABLE - {NeighbourState.STALE}
@@ -157,16 +159,27 @@ class FastPath:
 
     # ------------------------------------------------------------------ a restarted agent
 
-    def adopt(self, now: float, mine: Callable[[Address], bool]) -> None:
+    def adopt(self, now: float, mine: Callable[[Address], bool]) -> Iterator[None]:
         """Take back the neighbours that the programs know from the agent before, and remove what is no one's.
 
-        mine: whether a port of this host holds the address. Call when libvirt has been asked and discovery is ready.
+        A step at a time, each of some 10 ms: iterate to the end. mine: whether a port of this host holds the address.
+        Call when libvirt has been asked, and before discovery is ready: what it hears is compared with what it knows.
         """
-        for address, entry in self._programs.endpoints().items():
-            if isinstance(entry, RemoteEndpoint) and self.enabled and not mine(address):
-                self._published[address] = now - LATE_S
-                if self._discovery.adopt(entry.claim, now):
-                    continue
-                self._published.pop(address, None)
-            if address not in self._local and address not in self._published:
-                self._programs.remove_endpoint(address)
+        for batch in self._programs.endpoint_batches():
+            for count, (address, entry) in enumerate(batch.items()):
+                if count % ADOPTED_AT_ONCE == 0:
+                    yield
+                if isinstance(entry, RemoteEndpoint) and self.enabled and not mine(address):
+                    self._adopt(entry, now)
+                if address not in self._local and address not in self._published:
+                    self._programs.remove_endpoint(address)
+
+    def _adopt(self, entry: RemoteEndpoint, now: float) -> None:
+        address = entry.claim.address
+        if not self._discovery.adopt(entry.claim, now):
+            self._published.pop(address, None)
+            return
+        self._published.setdefault(address, now - LATE_S)
+        known = self._discovery.neighbours.get(address)
+        if known is not None and known.claim != entry.claim:  # a frame has asked meanwhile
+            self._publish(address, now)

@@ -216,6 +216,9 @@ class FakePrograms:
     def endpoints(self) -> dict[Address, EndpointEntry]:
         return dict(self.known)
 
+    def endpoint_batches(self) -> Iterator[dict[Address, EndpointEntry]]:
+        return iter([dict(self.known)])
+
     def set_groups(self, groups: set[Mac]) -> None:
         self._may("set_groups")
         self.groups = set(groups)

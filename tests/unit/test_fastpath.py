@@ -1,5 +1,6 @@
 """What the kernel is told of endpoints, when, and when it is taken back: FastPath over a map that is a dictionary."""
 
+import itertools
 import logging
 from typing import Any
 
@@ -8,7 +9,7 @@ from agent_fakes import DB, WEB, FakePrograms, Lan, settle, story, vm
 
 from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
 from divhook.adapters.bpf.errors import BpfError
-from divhook.agent.fastpath import LATE_S, FastPath
+from divhook.agent.fastpath import ADOPTED_AT_ONCE, LATE_S, FastPath
 from divhook.core.addressing import Address, AddressPlan, parse_address, parse_mac
 from divhook.core.discovery import NeighbourChanged
 from divhook.core.neighbor import Found, Neighbour, NeighbourState
@@ -287,7 +288,7 @@ def test_a_restarted_agent_takes_over_neighbours_and_removes_what_is_no_ones() -
     }
     world.fastpath.set_local(NOWHERE, local(4))
     world.discovery.adopts = {ADDRESS}
-    world.fastpath.adopt(NOW, lambda _: False)
+    list(world.fastpath.adopt(NOW, lambda _: False))
     assert world.programs.known == {ADDRESS: kept, NOWHERE: local(4)}
     assert world.discovery.adopted == [(claim(), NOW), (claim(OTHER), NOW)]
     assert len(world.fastpath) == 1
@@ -299,15 +300,36 @@ def test_a_neighbour_whose_address_is_now_of_a_port_here_is_not_taken_over() -> 
     world = World()
     world.programs.known = {ADDRESS: remote(claim())}
     world.discovery.adopts = {ADDRESS}
-    world.fastpath.adopt(NOW, lambda address: address == ADDRESS)
+    list(world.fastpath.adopt(NOW, lambda address: address == ADDRESS))
     assert (world.programs.known, world.discovery.adopted) == ({}, [])
+
+
+def test_a_neighbour_that_is_known_by_a_better_claim_is_exchanged_not_removed() -> None:
+    world = World()
+    better = claim(host=PMAC_C, stamp=12)
+    world.programs.known = {ADDRESS: remote(claim())}
+    world.discovery.has(better)
+    world.discovery.adopts = {ADDRESS}
+    list(world.fastpath.adopt(NOW, lambda _: False))
+    assert world.programs.written == [(ADDRESS, remote(better))]
+
+
+def test_a_full_map_is_taken_over_step_by_step() -> None:
+    world = World()
+    addresses = [parse_address(f"10.1.{n // 250}.{n % 250}") for n in range(600)]
+    world.programs.known = {address: remote(claim(address)) for address in addresses}
+    world.discovery.adopts = set(addresses)
+    seen = [len(world.fastpath) for _ in world.fastpath.adopt(NOW, lambda _: False)]
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= ADOPTED_AT_ONCE
+    assert len(world.fastpath) == len(addresses)
+    assert world.programs.written == []
 
 
 def test_an_agent_that_starts_with_it_off_empties_the_map() -> None:
     world = World(enabled=False)
     world.programs.known = {ADDRESS: remote(claim()), OTHER: local()}
     world.discovery.adopts = {ADDRESS}
-    world.fastpath.adopt(NOW, lambda _: False)
+    list(world.fastpath.adopt(NOW, lambda _: False))
     assert (world.programs.known, world.discovery.adopted) == ({}, [])
 
 

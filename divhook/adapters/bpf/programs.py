@@ -13,7 +13,7 @@ network namespace of the calling thread.
 import ctypes
 import os
 import struct
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Literal, Self
 
@@ -241,10 +241,14 @@ class Programs:
         raw = self._maps["endpoints"].get(address)
         return unpack_endpoint(address, layout.Endpoint.from_buffer_copy(raw)) if raw is not None else None
 
+    def endpoint_batches(self) -> Iterator[dict[Address, EndpointEntry]]:
+        """All that they know, also from before this load, some at a time: to be read between other things."""
+        for batch in self._maps["endpoints"].batches():
+            yield {address: unpack_endpoint(address, layout.Endpoint.from_buffer_copy(raw)) for address, raw in batch}
+
     def endpoints(self) -> dict[Address, EndpointEntry]:
-        """All that they know, also from before this load."""
-        found = {address: self.endpoint(address) for address in self._maps["endpoints"].all_keys()}
-        return {address: entry for address, entry in found.items() if entry is not None}
+        """The same at once: some 20 µs each."""
+        return {address: entry for batch in self.endpoint_batches() for address, entry in batch.items()}
 
     def set_groups(self, groups: Set[Mac]) -> None:
         """Exactly these group MACs are listened to. Raises BpfError where there are more than MAX_GROUPS."""

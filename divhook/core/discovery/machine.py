@@ -141,9 +141,10 @@ class Discovery:
         self._resolver.used_elsewhere = function
 
     def adopt(self, claim: Claim, now: float) -> bool:
-        """A cache of our decisions still holds this claim, from before this start; False where it can't be used.
+        """A cache of our decisions still holds this claim, from before this start.
 
-        The entry is usable at once, and its host is asked within a lifetime if it is in use.
+        The entry is usable at once, and its host is asked within a lifetime if it is in use. False where the address
+        cannot be sent to; true with another claim in the table where that is known to be better.
         """
         mine = claim.host == self._seam.pmac or self._claims.get(claim.address) is not None
         if mine or not self._seam.acceptable(claim):

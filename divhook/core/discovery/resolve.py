@@ -140,13 +140,16 @@ class Resolver:
         return self._hold.drain(entry.held)
 
     def adopt(self, claim: Claim, now: float) -> bool:
-        """A cache of our decisions still holds this claim, from before this start: as if heard, to be asked soon."""
-        if self.table.get(claim.address) is not None:
-            return False
-        entry = self._add(claim.address)
-        self._due(entry, now + self._limits.reachable_s * self._seam.rng.random())
-        self._learn(entry, claim, NeighbourEvent.CONFIRMED)
-        return True
+        """A cache of our decisions still holds this claim, from before this start: as if heard, to be asked soon.
+
+        Frames that have asked for it meanwhile are released. Whether the address can be sent to, by this claim or by
+        the one that is known.
+        """
+        entry = self.table.get(claim.address) or self._add(claim.address)
+        if entry.found is None and (entry.claim is None or (entry.claim.order <= claim.order and not entry.gone)):
+            self._due(entry, now + self._limits.reachable_s * self._seam.rng.random())
+            self._learn(entry, claim, NeighbourEvent.CONFIRMED)
+        return entry.found is not None
 
     def retire(self, claim: Claim) -> None:
         """A claim of our own is given up: from now on it is the bar for the claims of others."""
