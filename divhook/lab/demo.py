@@ -31,6 +31,7 @@ UDP_SECONDS = 1
 UDP_PAYLOAD_BYTES = 1400
 MAX_UDP_LOSS_PERCENT = 1.0
 FOREIGN_PINGS = 3
+STREAM_SECONDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +296,48 @@ class Demo:
             f"{groups or 'no group'}; unicast × {report.arp_unicast}",
         )
 
+    def seen(self) -> int:
+        """Guests' frames that the agents of both hosts have seen since their start."""
+        status = [host.ask_agent({"op": "status"})["result"]["slow_path"] for host in self.lab.hosts.values()]
+        return sum(int(each["from_guest"]) + int(each["from_wire"]) for each in status)
+
+    def forwarded(self, host: str) -> int:
+        """Frames of a host's guests that its kernel has forwarded."""
+        return int(self.lab.host(host).ask_agent({"op": "status"})["result"]["fast_path"]["from_guest"])
+
+    def fast_path(self) -> None:
+        """Who forwards, and what goes on without an agent."""
+        self.story.chapter("The agent decides a flow once; the kernel repeats it, with or without the agent")
+        if self.lab.host("A").ask_agent({"op": "status"})["result"]["fast_path"]["state"] != "on":
+            self.story.note("the fast path is off: every frame of the above went by the agents")
+            return
+        web1, router = self.guests["web1"], self.guests["web1"].dhcp_options().get("router", "?")
+        for other in ("web2", "db1"):
+            address = self.addresses[other]
+            ping(web1, address, 1)  # the first frame after a minute's silence is the agent's
+            seen, forwarded = self.seen(), self.forwarded("A")
+            tcp = iperf(web1, f"-c {address} -t {STREAM_SECONDS}")["sum_received"]
+            seen, forwarded = self.seen() - seen, self.forwarded("A") - forwarded
+            self.story.check(
+                f"web1 → {other}: no frame of a TCP stream reaches an agent",
+                seen == 0 and forwarded > 0,
+                f"{tcp['bits_per_second'] / 1e6:.0f} Mbit/s; host A's kernel forwarded {forwarded} frames, "
+                f"the agents of A and B saw {seen}",
+            )
+        host = self.lab.host("A")
+        host.agent_stop()
+        try:
+            for other, ttl in (("web2", 64), ("db1", 63), ("web3", 64)):
+                result = ping(web1, self.addresses[other], PINGS)
+                good = result.received == result.sent and result.ttls == {ttl}
+                self.story.check(f"host A's agent is stopped, web1 → {other} goes on", good, str(result))
+            result = ping(web1, router, 1, wait_s=1)
+            self.story.check("what only an agent can answer is dropped: the router", result.received == 0, str(result))
+        finally:
+            host.agent_start()
+        result = ping(web1, router, 1)
+        self.story.check("the agent is back, and so is the router", result.received == 1, str(result))
+
 
 def tell(lab: Lab, story: Story) -> None:
     """All chapters, over a lab that is up."""
@@ -305,6 +348,7 @@ def tell(lab: Lab, story: Story) -> None:
     demo.streams()
     demo.strangers()
     demo.wire(capture.stop(), capture.dropped)
+    demo.fast_path()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
