@@ -64,8 +64,8 @@ class HostEntry:
     """Map `config`: this host.
 
     pmac, uplink_ifindex: the NIC on the wire. divbr_ifindex, divbr_mac: where diverted frames go. fastpath: whether
-    map `endpoints` is used, or every valid frame goes to the agent. The rates limit what from_wire hands to the agent,
-    for all known peers together and for all strangers together.
+    map `endpoints` is used, or every valid frame goes to the agent. ticks_per_s: of jiffies; Programs puts it in.
+    The rates limit what from_wire hands to the agent, for all known peers together and for all strangers together.
     """
 
     pmac: Mac
@@ -74,6 +74,7 @@ class HostEntry:
     divbr_mac: Mac
     plan: AddressPlan
     fastpath: bool = True
+    ticks_per_s: int = 0
     peer_ipv4_rate: Rate = PEER_IPV4_RATE
     stranger_ipv4_rate: Rate = STRANGER_IPV4_RATE
     peer_discovery_rate: Rate = PEER_DISCOVERY_RATE
@@ -98,7 +99,7 @@ class HostEntry:
             packed_address(plan.max_host.to_bytes(4, "big")),
             plan.host_bits,
             plan.subnet_bits,
-            (ctypes.c_uint8 * 2)(),
+            self.ticks_per_s,
             packed_mac(self.pmac),
             packed_mac(self.divbr_mac),
             rates,
@@ -111,6 +112,7 @@ class PortEntry:
 
     port_id: 1..65535, what the mark says. address: None until one is assigned; then only DHCP and ARP probes pass.
     router: the subnet's router, to which a client without address may send DHCP. Rates limit what reaches the agent.
+    tracked: its flows are kept; it has a table for them.
     """
 
     port_id: int
@@ -121,6 +123,7 @@ class PortEntry:
     ipv4_rate: Rate = field(default=PORT_IPV4_RATE)
     arp_rate: Rate = field(default=PORT_ARP_RATE)
     dhcp_rate: Rate = field(default=PORT_DHCP_RATE)
+    tracked: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.port_id <= MAX_PORT:
@@ -140,7 +143,7 @@ class PortEntry:
             packed_address(self.address or ZERO_ADDRESS),
             packed_address(self.router),
             packed_mac(self.vmac),
-            (ctypes.c_uint8 * 2)(),
+            layout.PORT_TRACKED if self.tracked else 0,
             rates,
         )
 
@@ -157,23 +160,26 @@ class PortEntry:
             Rate.unpack(raw.rates[PortBucket.IPV4]),
             Rate.unpack(raw.rates[PortBucket.ARP]),
             Rate.unpack(raw.rates[PortBucket.DHCP]),
+            bool(raw.flags & layout.PORT_TRACKED),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class LocalEndpoint:
-    """Map `endpoints`: behind a port of this host. mtu: bytes of an IP packet in its subnet."""
+    """Map `endpoints`: behind a port of this host. mtu: bytes of an IP packet in its subnet. tracked: as its port."""
 
     vmac: Mac
     ifindex: int
     port_id: int
     mtu: int
     fenced: bool = False
+    tracked: bool = False
 
     def pack(self) -> layout.Endpoint:
         """struct endpoint. Raises ValueError where a field is out of range."""
         kind = EndpointKind.FENCED if self.fenced else EndpointKind.LOCAL
-        return _endpoint(kind, self.vmac, self.mtu, ifindex=self.ifindex, port_id=self.port_id)
+        flags = layout.ENDPOINT_TRACKED if self.tracked else 0
+        return _endpoint(kind, self.vmac, self.mtu, ifindex=self.ifindex, port_id=self.port_id, flags=flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +219,8 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
     """From struct endpoint, under the key that it was found by."""
     vmac = bytes(raw.vmac.octets)
     if raw.kind != EndpointKind.REMOTE:
-        return LocalEndpoint(vmac, raw.ifindex, raw.port_id, raw.mtu, raw.kind == EndpointKind.FENCED)
+        fenced, tracked = raw.kind == EndpointKind.FENCED, bool(raw.flags & layout.ENDPOINT_TRACKED)
+        return LocalEndpoint(vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked)
     host = bytes(raw.host.octets)
     claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
     return RemoteEndpoint(claim, raw.mtu, bool(raw.used))

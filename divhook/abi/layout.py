@@ -19,9 +19,15 @@ MAX_ENDPOINTS = 139264
 MAX_GROUPS = 4096
 MAX_PEERS = 16384
 MAX_DROP_COUNTERS = 32768
+FLOWS_PER_PORT = 16384
+FLOWS_PER_CPU = 256
 
 BUCKETS = 4
 HOST_FASTPATH = 1
+PORT_TRACKED = 1
+ENDPOINT_TRACKED = 1
+FLOW_OPENED_BY_HIGH = 1
+FLOW_ANSWERED = 2
 
 
 @unique
@@ -52,6 +58,7 @@ class EndpointKind(IntEnum):
     FENCED = 3
 
 
+Octets2 = ctypes.c_uint8 * 2
 Octets4 = ctypes.c_uint8 * 4
 Octets6 = ctypes.c_uint8 * 6
 
@@ -82,7 +89,7 @@ class HostConfig(ctypes.Structure):
         ("host_mask_be", Octets4),
         ("host_bits", ctypes.c_uint8),
         ("subnet_bits", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 2),
+        ("ticks_per_s", ctypes.c_uint16),
         ("pmac", Mac),
         ("divbr_mac", Mac),
         ("wire_rates", Rate * BUCKETS),
@@ -98,7 +105,7 @@ class Port(ctypes.Structure):
         ("address_be", Octets4),
         ("router_be", Octets4),
         ("vmac", Mac),
-        ("pad", ctypes.c_uint8 * 2),
+        ("flags", ctypes.c_uint16),
         ("rates", Rate * BUCKETS),
     )
 
@@ -118,7 +125,8 @@ class Endpoint(ctypes.Structure):
         ("port_id", ctypes.c_uint16),
         ("mtu", ctypes.c_uint16),
         ("kind", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 7),
+        ("flags", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 6),
     )
 
 
@@ -157,4 +165,42 @@ class Traffic(ctypes.Structure):
         ("to_packets", ctypes.c_uint64),
         ("to_bytes", ctypes.c_uint64),
         ("uncounted_drops", ctypes.c_uint64),
+    )
+
+
+class FlowKey(ctypes.Structure):
+    """struct flow_key: key of the tables in map `flows`"""
+
+    _fields_ = (
+        ("low_be", Octets4),
+        ("high_be", Octets4),
+        ("low_port_be", Octets2),
+        ("high_port_be", Octets2),
+        ("protocol", ctypes.c_uint8),
+        ("kind", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 2),
+    )
+
+
+class FlowCount(ctypes.Structure):
+    """struct flow_count"""
+
+    _fields_ = (("packets", ctypes.c_uint64), ("bytes", ctypes.c_uint64))
+
+
+class Flow(ctypes.Structure):
+    """struct flow: value of the tables in map `flows`"""
+
+    _fields_ = (
+        ("seen_ticks", ctypes.c_uint64),
+        ("local_identity", ctypes.c_uint64),
+        ("remote_identity", ctypes.c_uint64),
+        ("counts", FlowCount * 2),
+        ("epoch", ctypes.c_uint32),
+        ("tcp", ctypes.c_uint8 * 2),
+        ("flags", ctypes.c_uint8),
+        ("fragments_kind", ctypes.c_uint8),
+        ("fragments_low_port_be", Octets2),
+        ("fragments_high_port_be", Octets2),
+        ("pad", ctypes.c_uint8 * 4),
     )

@@ -144,11 +144,14 @@ struct host_config {
 	__be32 host_mask_be; /* host bits of the address plan: all ones is the subnet's broadcast address */
 	__u8 host_bits;	     /* widths of the address plan, for a router's MAC */
 	__u8 subnet_bits;
-	__u8 pad[2];
+	__u16 ticks_per_s; /* of jiffies, in which flows are dated */
 	struct mac pmac;
 	struct mac divbr_mac;
 	struct rate wire_rates[BUCKETS]; /* by enum wire_bucket */
 };
+
+/* port.flags */
+#define PORT_TRACKED 1 /* flows to and from it are kept, in a table of its own in map `flows` */
 
 /* Map `ports`: ifindex → port. */
 struct port {
@@ -157,7 +160,7 @@ struct port {
 	__be32 address_be; /* 0: none yet */
 	__be32 router_be;
 	struct mac vmac;
-	__u8 pad[2];
+	__u16 flags;
 	struct rate rates[BUCKETS]; /* by enum port_bucket */
 };
 
@@ -166,6 +169,9 @@ enum endpoint_kind {
 	ENDPOINT_LOCAL = 2,  /* behind an active port of this host */
 	ENDPOINT_FENCED = 3, /* behind a fenced port of this host: nobody else may speak for it */
 };
+
+/* endpoint.flags */
+#define ENDPOINT_TRACKED 1 /* local: its port is PORT_TRACKED */
 
 /*
  * Map `endpoints`: address → who holds it, as far as frames have needed it. The four words of the claim are the
@@ -183,7 +189,8 @@ struct endpoint {
 	__u16 port_id;	  /* local */
 	__u16 mtu;	  /* bytes of an IP packet in its subnet */
 	__u8 kind;
-	__u8 pad[7];
+	__u8 flags;
+	__u8 pad[6];
 };
 
 /* Map `buckets`: port id → the time at which each bucket is full again (virtual scheduling, as in GCRA). */
@@ -221,6 +228,84 @@ struct traffic {
 	__u64 uncounted_drops; /* while map `drops` was full */
 };
 
+/*
+ * Map `flows`: port id modulo MAX_PORTS → the port's own table of flows, flow_key → flow, least recently used first out.
+ * The agent makes it for a port that is tracked: docs/adr/flow-state-per-port.md. What is in it, and why: lib/flow.h.
+ */
+#define FLOWS_PER_PORT 16384	 /* 170 bytes each; guests' conntrack has as much for 128 MiB of memory */
+#define FLOWS_PER_CPU 256	 /* at least: the kernel hands free entries to a CPU by 128 */
+#define FLOW_TCP_OPEN_S 432000	 /* RFC 5382 REQ-5: no less than 2 h 4 min. 5 days, as conntrack: the bound is the limit */
+#define FLOW_TCP_TRANSITORY_S 240 /* opening, closing or closed: RFC 5382 REQ-5; after RST, RFC 7857 §2.1 */
+#define FLOW_UDP_ONE_WAY_S 120	 /* RFC 4787 REQ-5: no less than 2 minutes */
+#define FLOW_UDP_BOTH_WAYS_S 300 /* RFC 4787 REQ-5 c: recommended */
+#define FLOW_ICMP_S 60		 /* RFC 5508 REQ-2: no less than 60 s */
+#define FLOW_OTHER_S 600	 /* no RFC; as conntrack */
+#define FLOW_FRAGMENT_S 30	 /* receivers give up by then: ipfrag_time of Linux, 15 s in RFC 791 §3.2 */
+
+enum flow_kind {
+	FLOW_PAIR = 0,		    /* either side may open it */
+	FLOW_ECHO_BY_LOW = 1,	    /* ICMP echo: requests come from the lower address */
+	FLOW_ECHO_BY_HIGH = 2,
+	FLOW_FRAGMENTS_BY_LOW = 3, /* a datagram in fragments, sent by the lower address: tells the flow */
+	FLOW_FRAGMENTS_BY_HIGH = 4,
+};
+
+/* Addresses in numerical order; ports go with them. Ports: 0 where the protocol has none, of fragments the datagram's
+ * identification and 0. */
+struct flow_key {
+	__be32 low_be;
+	__be32 high_be;
+	__be16 low_port_be;
+	__be16 high_port_be;
+	__u8 protocol;
+	__u8 kind;
+	__u8 pad[2];
+};
+
+/* What one side of a TCP connection has got to. */
+enum flow_tcp {
+	FLOW_TCP_NONE = 0,
+	FLOW_TCP_SYN = 1,	/* sent SYN */
+	FLOW_TCP_OPEN = 2,	/* its SYN was acknowledged */
+	FLOW_TCP_FIN = 3,	/* sent FIN */
+	FLOW_TCP_FIN_ACKED = 4, /* its FIN was acknowledged */
+	FLOW_TCP_RESET = 5,	/* either side sent RST: both are in it */
+};
+
+/* flow.flags */
+#define FLOW_OPENED_BY_HIGH 1 /* the higher address sent the first packet */
+#define FLOW_ANSWERED 2	      /* the other side has sent one, too */
+
+struct flow_count {
+	__u64 packets; /* segments of what is segmented */
+	__u64 bytes;   /* of IP packets */
+};
+
+/* counts and tcp: first the opener's, then the other's. */
+struct flow {
+	__u64 seen_ticks; /* jiffies64 of the last packet; of fragments, of the first */
+	__u64 local_identity;
+	__u64 remote_identity;
+	struct flow_count counts[2];
+	__u32 epoch; /* of the policy that let it in */
+	__u8 tcp[2]; /* enum flow_tcp */
+	__u8 flags;
+	__u8 fragments_kind; /* kind and ports of the flow that fragments are of */
+	__be16 fragments_low_port_be;
+	__be16 fragments_high_port_be;
+	__u8 pad[4];
+};
+
+/* What a packet is to the flows of a port. */
+enum flow_class {
+	FLOW_NEW = 1,	      /* opens one */
+	FLOW_ESTABLISHED = 2, /* of one, from the side that opened it */
+	FLOW_REPLY = 3,	      /* of one, from the other side */
+	FLOW_RELATED = 4,     /* ICMP error about a packet of one */
+	FLOW_INVALID = 5,     /* can only be part of one, and there is none */
+	FLOW_UNTRACKED = 6,   /* never part of one */
+};
+
 _Static_assert(sizeof(struct mac) == 6, "mac");
 _Static_assert(sizeof(struct rate) == 8, "rate");
 _Static_assert(sizeof(struct host_config) == 48 + 8 * BUCKETS, "host_config");
@@ -232,5 +317,8 @@ _Static_assert(sizeof(struct mac_key) == 8, "mac_key");
 _Static_assert(sizeof(struct drop_key) == 4, "drop_key");
 _Static_assert(sizeof(struct drop_count) == 16, "drop_count");
 _Static_assert(sizeof(struct endpoint) == 64, "endpoint");
-_Static_assert(__builtin_offsetof(struct endpoint, pad) == 57, "endpoint without implicit padding");
+_Static_assert(__builtin_offsetof(struct endpoint, pad) == 58, "endpoint without implicit padding");
 _Static_assert(sizeof(struct traffic) == 56, "traffic");
+_Static_assert(sizeof(struct flow_key) == 16, "flow_key");
+_Static_assert(sizeof(struct flow) == 72, "flow");
+_Static_assert(__builtin_offsetof(struct flow, pad) == 68, "flow without implicit padding");

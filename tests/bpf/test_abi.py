@@ -3,6 +3,7 @@
 import ctypes
 import json
 import re
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import divhook
 from divhook.abi import layout
 from divhook.adapters.bpf.programs import OBJECT_FILE
 from divhook.core.endpoint import PortState
+from divhook.core.flow import TIMEOUTS_S, FlowClass, FlowKind, TcpState
 from divhook.core.reasons import DropReason
 from divhook.core.wire import discovery
 
@@ -29,6 +31,9 @@ STRUCTS = {
     "drop_key": layout.DropKey,
     "drop_count": layout.DropCount,
     "traffic": layout.Traffic,
+    "flow_key": layout.FlowKey,
+    "flow_count": layout.FlowCount,
+    "flow": layout.Flow,
 }
 
 
@@ -94,8 +99,18 @@ def test_endpoint_kinds_are_the_same() -> None:
     assert enumerators("endpoint_kind") == {f"ENDPOINT_{k.name}": int(k) for k in layout.EndpointKind}
 
 
+@pytest.mark.parametrize(
+    ("name", "prefix", "mirror"),
+    [("flow_class", "FLOW_", FlowClass), ("flow_kind", "FLOW_", FlowKind), ("flow_tcp", "FLOW_TCP_", TcpState)],
+)
+def test_flows_are_classed_and_kept_by_the_same_codes(name: str, prefix: str, mirror: type[IntEnum]) -> None:
+    assert enumerators(name) == {f"{prefix}{member.name}": int(member) for member in mirror}
+
+
 def test_constants_are_the_same() -> None:
     defined = constants()
+    timeouts_s = {name: defined.pop(name) for name in list(defined) if re.fullmatch(r"FLOW_\w+_S", name)}
+    assert timeouts_s == TIMEOUTS_S
     assert defined.pop("DIVHOOK_ABI_VERSION") == layout.ABI_VERSION
     assert defined.pop("DISCOVERY_MAGIC") == int.from_bytes(discovery.MAGIC, "big")
     shortest = discovery.TRAILER_OFFSET + discovery.TRAILER_LENGTH

@@ -14,6 +14,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterator, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -25,6 +26,7 @@ from divhook.adapters.bpf.bpffs import is_bpffs
 from divhook.adapters.bpf.carry import carry
 from divhook.adapters.bpf.elf import load_object
 from divhook.adapters.bpf.errors import BpfError, os_error
+from divhook.adapters.bpf.flows import TICKS, FlowTables, kernel_ticks_per_s
 from divhook.core.addressing import Address, Mac
 from divhook.core.endpoint import PORT_WIRE
 from divhook.core.reasons import DropReason
@@ -52,6 +54,7 @@ _LAYOUTS: dict[str, tuple[int, type[ctypes.Structure] | type[ctypes.c_uint32]]] 
     "peers": (8, ctypes.c_uint32),
     "drops": (4, layout.DropCount),
     "traffic": (4, layout.Traffic),
+    "flows": (4, ctypes.c_uint32),
 }
 
 
@@ -78,6 +81,7 @@ class Programs:
         self._programs = programs
         self._maps = maps
         self._use_tcx = use_tcx
+        self.flows = FlowTables(maps["flows"], programs[TICKS])
 
     @classmethod
     def load(
@@ -199,7 +203,7 @@ class Programs:
 
     def configure(self, host: HostEntry) -> None:
         """Say who this host is. Until then from_guest drops everything and from_wire passes everything."""
-        self._maps["config"].put(_U32.pack(0), bytes(host.pack()))
+        self._maps["config"].put(_U32.pack(0), bytes(replace(host, ticks_per_s=kernel_ticks_per_s()).pack()))
 
     def set_port(self, ifindex: int, entry: PortEntry) -> None:
         """Insert or update the port of an interface; its buckets and counters go on. Raises BpfError where full.

@@ -17,9 +17,10 @@ from divhook.adapters.bpf.errors import interface_text, os_error
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
-MAP_LOOKUP_ELEM, MAP_UPDATE_ELEM, MAP_DELETE_ELEM, MAP_GET_NEXT_KEY = 1, 2, 3, 4
+MAP_CREATE, MAP_LOOKUP_ELEM, MAP_UPDATE_ELEM, MAP_DELETE_ELEM, MAP_GET_NEXT_KEY = 0, 1, 2, 3, 4
 OBJ_PIN, OBJ_GET = 6, 7
 PROG_TEST_RUN = 10
+MAP_GET_FD_BY_ID = 14
 OBJ_GET_INFO_BY_FD = 15
 BTF_GET_FD_BY_ID = 19
 MAP_LOOKUP_BATCH = 24
@@ -41,6 +42,19 @@ SK_BUFF_MARK, SK_BUFF_IFINDEX, SK_BUFF_CB, SK_BUFF_GSO_SEGS, SK_BUFF_GSO_SIZE = 
 
 U32 = ctypes.c_uint32
 U64 = ctypes.c_uint64
+
+
+class _MapCreateAttr(ctypes.Structure):
+    _fields_ = (
+        ("map_type", U32),
+        ("key_size", U32),
+        ("value_size", U32),
+        ("max_entries", U32),
+        ("map_flags", U32),
+        ("inner_map_fd", U32),
+        ("numa_node", U32),
+        ("map_name", ctypes.c_char * 16),
+    )
 
 
 class _ElemAttr(ctypes.Structure):
@@ -272,6 +286,24 @@ class Map:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def map_create(kind: int, name: str, key_length: int, value_length: int, max_entries: int) -> int:
+    """Descriptor of a new map. kind: enum bpf_map_type; name: at most 15 letters, digits, _ and dots."""
+    fd = _call(MAP_CREATE, _MapCreateAttr(kind, key_length, value_length, max_entries, 0, 0, 0, name.encode()))
+    if fd < 0:
+        raise os_error(f"cannot make the map {name} of {max_entries} entries", -fd)
+    return fd
+
+
+def map_by_id(map_id: int) -> int | None:
+    """Descriptor of a map that something holds; None where it is gone. Needs CAP_SYS_ADMIN."""
+    fd = _call(MAP_GET_FD_BY_ID, _IdAttr(map_id))
+    if fd == -errno.ENOENT:
+        return None
+    if fd < 0:
+        raise os_error(f"cannot open map {map_id}", -fd)
+    return fd
 
 
 def possible_cpus() -> int:

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "count.h"
+#include "flow.h"
 #include "ipv4.h"
 
 #define NOT_KNOWN (-2) /* no TC_ACT_ */
@@ -126,6 +127,10 @@ static __always_inline int forward_from_guest(struct __sk_buff *skb, const struc
 	start = FRAME_START(skb, struct headers);
 	if (!start)
 		return NOT_KNOWN;
+	if (port->flags & PORT_TRACKED)
+		flow_of(skb, packet, port->port_id, packets, true);
+	if (endpoint->flags & ENDPOINT_TRACKED)
+		flow_of(skb, packet, endpoint->port_id, packets, false);
 	count_from(port->port_id, packets, bytes);
 	if (endpoint->kind == ENDPOINT_REMOTE) {
 		endpoint_used(endpoint);
@@ -166,6 +171,8 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 	start = FRAME_START(skb, struct headers);
 	if (!start)
 		return NOT_KNOWN;
+	if (local->flags & ENDPOINT_TRACKED)
+		flow_of(skb, packet, local->port_id, packets, false);
 	endpoint_used(sender);
 	mac_copy(&start->ethernet.destination, &local->vmac);
 	if (same_subnet(host, packet->source_be, packet->destination_be))

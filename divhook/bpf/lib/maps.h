@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* The maps. The loader pins each by its name; the agent writes all but drops, buckets, traffic and endpoint.used. */
+/* The maps. The loader pins each by its name; the agent writes all but drops, buckets, traffic, endpoint.used
+ * and the entries of flows. */
 #pragma once
 
 #include "../abi.h"
@@ -72,3 +73,17 @@ struct {
 	__type(key, __u32);
 	__type(value, struct traffic);
 } traffic SEC(".maps");
+
+/* Flows of a port that is tracked. The agent makes these tables; the one here is but their pattern. */
+struct flow_table {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FLOWS_PER_CPU);
+	__uint(key_size, sizeof(struct flow_key)); /* not __type: clang has no more than its name, this deep */
+	__uint(value_size, sizeof(struct flow));
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_PORTS);
+	__type(key, __u32);
+	__array(values, struct flow_table);
+} flows SEC(".maps");
