@@ -1,10 +1,11 @@
-"""Numbered datagrams between guests of a BareLab, with an exact account of every one: see stream.c."""
+"""Numbered datagrams between guests of a BareLab, with an exact account of every one (stream.c), and TCP transfers."""
 
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,67 @@ class Streams:
         text = f"{self.sent} datagrams in {self.seconds:.0f} s ({rate:.0f}/s): {self.lost} lost, {doubled} doubled"
         text += f", {late} late, {self.overflowed} overflowed at receivers, {self.refused} sends refused"
         return text + "".join(f"\n  {each.pair}: {each.lost} lost, {each.gaps}" for each in self.accounts if each.lost)
+
+
+_SINK = """import socket, sys, threading
+def drain(connection):
+    while connection.recv(1 << 20):
+        pass
+server = socket.create_server(("", int(sys.argv[1])))
+while True:
+    threading.Thread(target=drain, args=server.accept()[:1], daemon=True).start()
+"""
+_SOURCE_TCP = """import socket, sys, time
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+begin, sent = time.monotonic(), 0
+while True:
+    due = (time.monotonic() - begin) * float(sys.argv[3])
+    while sent < due:
+        sent += connection.send(bytes(min(65536, int(due - sent) + 1)))
+    time.sleep(0.002)
+"""
+
+
+@dataclass
+class Transfers:
+    """TCP segments that the guests sent, and those that they sent again."""
+
+    segments: int = 0
+    again: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.segments} TCP segments, {self.again} sent again"
+
+
+def _tcp_counters(bench: BareBench, guests: Sequence[str]) -> tuple[int, int]:
+    segments = again = 0
+    for guest in guests:
+        names, values = (
+            line.split()
+            for line in bench.guest(guest).exec("cat", "/proc/net/snmp").stdout.splitlines()
+            if line.startswith("Tcp:")
+        )
+        found = dict(zip(names, values, strict=True))
+        segments, again = segments + int(found["OutSegs"]), again + int(found["RetransSegs"])
+    return segments, again
+
+
+@contextmanager
+def transferring(bench: BareBench, pairs: Sequence[Pair], bytes_per_s: int) -> Iterator[Transfers]:
+    """As long as the body runs, each pair's first guest sends over one TCP connection to its second."""
+    guests = sorted({name for pair in pairs for name in pair})
+    found = Transfers()
+    with ExitStack() as running:
+        for target in sorted({target for _, target in pairs}):
+            running.enter_context(bench.in_guest(target, _SINK, str(PORT)))
+        time.sleep(0.5)
+        for source, target in pairs:
+            arguments = (bench.address(target), str(PORT), str(bytes_per_s))
+            running.enter_context(bench.in_guest(source, _SOURCE_TCP, *arguments))
+        before = _tcp_counters(bench, guests)
+        yield found
+        after = _tcp_counters(bench, guests)
+    found.segments, found.again = after[0] - before[0], after[1] - before[1]
 
 
 def _end(process: "subprocess.Popen[str]") -> dict[str, Any]:
