@@ -1,6 +1,6 @@
 """The agent is killed, upgraded and downgraded under traffic; flows that the kernel knows do not notice.
 
-    A: near, beside      B: far (same subnet), db (another)      each pair in both directions
+    A: near, beside      B: far, cold (same subnet), db (another)      C: no guest at first
 
 DIVHOOK_LIFE_CYCLES (`make upgrade-test CYCLES=100`) says how often; the figures are printed.
 """
@@ -17,14 +17,15 @@ from later_version import ABI_VERSION, make_later_version
 from streams import Streams, build, streaming, transferring
 
 import divhook.lab.host
-from divhook.lab.bare import BareSpec
-from divhook.lab.host import LabHost
+from divhook.lab.bare import NIC, BareSpec
+from divhook.lab.host import BRIDGE, LabHost
 
 CYCLES = int(os.environ.get("DIVHOOK_LIFE_CYCLES", "8"))
 PER_SECOND = int(os.environ.get("DIVHOOK_LIFE_RATE", "6000"))
 """Datagrams of each pair in each direction."""
 UPGRADE_EVERY = 4
 BESIDE = BareSpec("beside", "A", "shop", "web", "10.1.1.71")
+COLD = BareSpec("cold", "B", "shop", "web", "10.1.1.72")
 PAIRS = [("near", "beside"), ("near", "far"), ("near", "db"), ("beside", "far")]
 TCP_PAIRS = [("near", "far"), ("db", "near"), ("beside", "near")]
 TCP_BYTES_PER_S = 1 << 20
@@ -35,7 +36,7 @@ PAIRS += [(target, source) for source, target in PAIRS]
 
 @pytest.fixture(scope="module")
 def life() -> Iterator[BareBench]:
-    with bare_bench((NEAR, BESIDE, FAR, DB), hosts=2, quiet=()) as bench:
+    with bare_bench((NEAR, BESIDE, FAR, DB, COLD), hosts=3, quiet=()) as bench:
         for source, target in PAIRS:
             assert bench.ping(source, target, 3).received == 3
         yield bench
@@ -110,3 +111,61 @@ def check(streams: Streams) -> None:
     assert streams.overflowed == 0
     assert streams.lost == 0, str(streams)  # the whole account, gap by gap
     assert not any(each.doubled for each in streams.accounts), str(streams)
+
+
+def test_while_its_agent_is_away_a_host_forwards_what_it_knows_and_nothing_else(
+    life: BareBench, fastpath: bool
+) -> None:
+    host = life.lab.host("A")
+    for source, target in PAIRS:
+        assert life.ping(source, target, 3).received == 3
+    host.agent_stop(signal.SIGKILL)
+    for source, target in PAIRS:
+        assert life.ping(source, target, 3, wait_s=1).received == (3 if fastpath else 0)
+    for source, target in (("near", "cold"), ("cold", "near"), ("beside", "db")):
+        known = fastpath and target == "db"  # by its address, whoever asks
+        assert life.ping(source, target, 3, wait_s=1).received == (3 if known else 0), (source, target)
+    host.agent_start()
+    assert wait_for(lambda: reconciled(host), 60)
+    for source, target in (*PAIRS, ("near", "cold"), ("cold", "near"), ("beside", "db")):
+        assert wait_for(lambda pair=(source, target): life.ping(*pair, 1, wait_s=1).received == 1, 10), (source, target)
+
+
+def move(life: BareBench, name: str, source: LabHost, target: LabHost) -> None:
+    """The guest runs on another host from now on: its veth goes there, and each libvirt tells what it runs."""
+    guest = life.guest(name)
+    guest.namespace.ip(f"link delete {NIC}")
+    peer = target.namespaces.file("net")
+    guest.namespace.ip(f"link add {NIC} address {guest.spec.mac} type veth peer name {guest.spec.tap} netns {peer}")
+    target.namespaces.ip(f"link set {guest.spec.tap} master {BRIDGE} up")
+    guest.namespace.ip(
+        f"link set {NIC} up",
+        f"address replace {life.address(name)}/24 dev {NIC}",
+        f"route replace default via 10.1.1.1 dev {NIC}",
+    )
+    for host, add in ((source, False), (target, True)):
+        file = host.root / "etc-divhook" / "guests.xml"
+        domains = file.read_text().removesuffix("</node>").replace(guest.spec.xml(), "")
+        file.write_text(domains + (guest.spec.xml() if add else "") + "</node>")
+        restart(host, signal.SIGTERM)
+    guest.host = target
+
+
+def test_a_neighbour_that_moved_while_the_agent_was_away_is_found_at_once_after(
+    life: BareBench, fastpath: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its old host says so, on the first frame that still goes there."""
+    host, old, new = (life.lab.host(name) for name in "ABC")
+    assert life.ping("near", "far", 3).received == 3
+    host.agent_stop(signal.SIGKILL)
+    move(life, "far", old, new)
+    assert life.ping("near", "far", 3, wait_s=1).received == 0
+    host.agent_start()
+    assert wait_for(lambda: reconciled(host), 60)
+    begin = time.monotonic()
+    assert wait_for(lambda: life.ping("near", "far", 1, wait_s=1).received == 1, 30)
+    with capsys.disabled():
+        print(f"\n    moved while the agent was away: found {time.monotonic() - begin:.1f} s after it was back")
+    assert life.neighbours()["A", life.address("far")][0] == new.plan.mac
+    assert life.ping("far", "near", 3).received == 3
+    assert life.ping("far", "db", 3).received == 3
