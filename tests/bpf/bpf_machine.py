@@ -35,8 +35,6 @@ HELPERS = {
     38: "skb_change_tail",
     39: "skb_pull_data",
     118: "jiffies64",
-    125: "ktime_get_boot_ns",
-    160: "ktime_get_coarse_ns",
 }
 REDIRECT = 7
 
@@ -146,11 +144,16 @@ SIZES = {0x00: 4, 0x08: 2, 0x10: 1, 0x18: 8}
 
 @dataclass(slots=True)
 class Machine:
-    """Runs the programs of `code` on `maps`; sizes: of a key, and of a value, by one CPU where each has its own."""
+    """Runs the programs of `code` on `maps`; sizes: of a key, and of a value, by one CPU where each has its own.
+
+    inner: for a map of maps, the name of the one map that it is to hold. ticks: what jiffies64 says.
+    """
 
     code: Code
     maps: Mapping[str, syscall.Map]
     sizes: Mapping[str, tuple[int, int]]
+    inner: Mapping[str, str] = field(default_factory=dict)
+    ticks: int = 0
     _regions: dict[int, bytearray] = field(default_factory=dict)
     _values: dict[tuple[str, bytes], int] = field(default_factory=dict)
     _helpers: Counter[str] = field(default_factory=Counter)
@@ -234,6 +237,12 @@ class Machine:
         assert start + len(content) <= len(region), f"write beyond a region: {address:#x}"
         region[start : start + len(content)] = content
 
+    def _map(self, name: str) -> int:
+        """Address of a map."""
+        if name not in self.code.maps:
+            self.code.maps.append(name)
+        return (MAP_REGION + self.code.maps.index(name)) << 32
+
     def _value(self, name: str, key: bytes, fresh: bytes | None = None) -> int:
         """Address of a key's value, or 0."""
         if (name, key) not in self._values:
@@ -252,6 +261,8 @@ class Machine:
         if name.startswith("map_"):
             table = self.code.maps[(a >> 32) - MAP_REGION]
             key = self._read(b, self.sizes[table][0])
+            if name == "map_lookup_elem" and table in self.inner:
+                return self._map(self.inner[table])
             if name == "map_lookup_elem":
                 return self._value(table, key)
             self._value(table, key, self._read(c, self.sizes[table][1]))
@@ -277,4 +288,6 @@ class Machine:
             return REDIRECT
         elif name == "ktime_get_ns":
             return time.monotonic_ns()
+        elif name == "jiffies64":
+            return self.ticks
         return 0

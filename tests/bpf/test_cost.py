@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
-from bpf_bench import PORT_ID, Bench, host_entry
+from bpf_bench import PORT_ID, Bench, host_entry, port_entry
 from bpf_frames import ADDRESS, OTHER_MAC, OUTSIDE, PEER, PMAC, ROUTER, TCP, UDP, VMAC, arp, ethernet, ipv4, udp
 from bpf_machine import Cost, Machine, read_object
 
 from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
+from divhook.abi.layout import Flow, FlowKey
 from divhook.adapters.bpf import FROM_GUEST, FROM_WIRE
+from divhook.adapters.bpf.flows import kernel_ticks_per_s
 from divhook.adapters.bpf.program_info import program_info
 from divhook.adapters.bpf.programs import _LAYOUTS, OBJECT_FILE
 from divhook.core.wire.discovery import Claim
@@ -45,6 +47,8 @@ FRAMES = {
     "from_guest: spoofed, dropped": (FROM_GUEST, ethernet(packet(source=SAME)), 0),
     "from_wire: to a guest, same subnet": (FROM_WIRE, to_host(SAME), 0),
     "from_wire: to a guest, routed": (FROM_WIRE, to_host(ROUTED), 0),
+    "from_guest: to a peer, same subnet, tracked": (FROM_GUEST, ethernet(packet()), 0),
+    "from_wire: to a guest, same subnet, tracked": (FROM_WIRE, to_host(SAME), 0),
     "from_wire: the host's own": (FROM_WIRE, to_host(OUTSIDE, OUTSIDE), 0),
 }
 
@@ -52,7 +56,6 @@ FRAMES = {
 @pytest.fixture
 def known(bench: Bench) -> Bench:
     bench.programs.configure(host_entry(fastpath=True))
-    bench.programs.set_endpoint(ADDRESS, LocalEndpoint(VMAC, bench.port, PORT_ID, 1500))
     bench.programs.set_endpoint(BESIDE, LocalEndpoint(OTHER_MAC, bench.port, PORT_ID, 1500))
     for address in (SAME, ROUTED):
         bench.programs.set_endpoint(address, RemoteEndpoint(Claim(address, OTHER_MAC, PEER, 1, 1, 1, 1), 1500))
@@ -62,11 +65,21 @@ def known(bench: Bench) -> Bench:
 def cost(bench: Bench, name: str) -> Cost:
     """Of the second frame of its kind, when counters and marks of use are there."""
     program, frame, gso_size = FRAMES[name]
+    tracked = name.endswith("tracked")
+    flows = bench.programs.flows.install(PORT_ID)
+    bench.programs.set_port(bench.port, port_entry(tracked=tracked))
+    bench.programs.set_endpoint(ADDRESS, LocalEndpoint(VMAC, bench.port, PORT_ID, 1500, tracked=tracked))
     ifindex = bench.port if program == FROM_GUEST else bench.uplink
     for _ in range(2):
         ran = bench.programs.test_run(program, frame, ifindex, gso_size=gso_size)
     sizes = {name: (key_length, ctypes.sizeof(layout)) for name, (key_length, layout) in _LAYOUTS.items()}
-    found = Machine(read_object(OBJECT_FILE), bench.programs._maps, sizes).run(program, frame, ifindex, gso_size)
+    sizes["flow"] = ctypes.sizeof(FlowKey), ctypes.sizeof(Flow)
+    maps = {**bench.programs._maps, "flow": flows._table}
+    ticks = round(bench.programs.flows.now_s() * kernel_ticks_per_s())
+    machine = Machine(read_object(OBJECT_FILE), maps, sizes, {"flows": "flow"}, ticks)
+    found = machine.run(program, frame, ifindex, gso_size)
+    flows.close()
+    bench.programs.flows.remove(PORT_ID)
     assert (found.verdict, found.frame) == (ran.verdict, ran.frame)
     return found
 
