@@ -5,7 +5,9 @@
 DIVHOOK_LIFE_CYCLES (`make upgrade-test CYCLES=100`) says how often; the figures are printed.
 """
 
+import functools
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -13,9 +15,11 @@ from pathlib import Path
 
 import pytest
 from bare_fixtures import DB, FAR, NEAR, BareBench, bare_bench, wait_for
+from bpf_objects import alive, pinned
 from later_version import ABI_VERSION, make_later_version
 from streams import Streams, build, streaming, transferring
 
+import divhook
 import divhook.lab.host
 from divhook.lab.bare import NIC, BareSpec
 from divhook.lab.host import BRIDGE, LabHost
@@ -169,3 +173,57 @@ def test_a_neighbour_that_moved_while_the_agent_was_away_is_found_at_once_after(
     assert life.neighbours()["A", life.address("far")][0] == new.plan.mac
     assert life.ping("far", "near", 3).received == 3
     assert life.ping("far", "db", 3).received == 3
+
+
+TRACES = {
+    "rules": "nft list ruleset; iptables-save; ip6tables-save",
+    "filters": "for i in /sys/class/net/*; do tc filter show dev ${i##*/} ingress; done; bpftool net show",
+    "pins": "find /sys/fs/bpf -mindepth 1 ! -name '*.debug'",
+    "routes": "ip route show table all type blackhole",
+    "links": "ip -d -o link show group 209; ip -o link show type bridge",
+}
+
+
+@pytest.fixture(scope="module")
+def by_filters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it is on a kernel without tcx links."""
+    directory = tmp_path_factory.mktemp("filters")
+    shutil.copytree(Path(divhook.__file__).parent, directory / "divhook", ignore=shutil.ignore_patterns("__pycache__"))
+    module = directory / "divhook" / "adapters" / "bpf" / "programs.py"
+    text = module.read_text()
+    assert text.count('mode: AttachMode = "auto"') == 1
+    module.write_text(text.replace('mode: AttachMode = "auto"', 'mode: AttachMode = "tc"'))
+    return directory
+
+
+def test_teardown_leaves_no_program_no_map_no_link_and_no_rule_however_they_were_attached(
+    life: BareBench, by_filters: Path, later: Path
+) -> None:
+    """The last test of the file: two hosts are not usable after."""
+    with_links = {"prog", "map", "link"} if tcx_here() else {"prog", "map"}
+    for name, package, kinds in (("A", later, with_links), ("B", by_filters, {"prog", "map"})):
+        host = life.lab.host(name)
+        shell = functools.partial(in_shell, host)
+        restart(host, signal.SIGKILL, package)
+        ours = pinned(shell)
+        assert {kind for kind, _ in ours} == kinds
+        assert ours <= alive(shell)
+        assert ("divhook:from_guest" in in_shell(host, TRACES["filters"])) is ("link" not in kinds)
+        host.agent_stop()
+        host.divhook("agent", "--teardown")  # of this version, whatever made it
+        assert wait_for(lambda ours=ours, shell=shell: not ours & alive(shell), 10), ours & alive(shell)
+        left = {part: in_shell(host, command) for part, command in TRACES.items()}
+        assert "divhook" not in left["rules"], left
+        assert "NFQUEUE" not in left["rules"], left
+        assert "divhook" not in left["filters"], left
+        assert {part: left[part].strip() for part in ("pins", "routes", "links")} == dict.fromkeys(
+            ("pins", "routes", "links"), ""
+        )
+
+
+def tcx_here() -> bool:
+    return tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 6)
+
+
+def in_shell(host: LabHost, command: str) -> str:
+    return host.exec("bash", "-c", command, check=False).stdout
