@@ -114,9 +114,9 @@ class Frames:
     def _arp(self, place: Place) -> bytes:
         rng, world = self._rng, self._world
         neighbours = [p.address for p in world.places if p.subnet == place.subnet]
-        target = rng.choice(neighbours) if rng.random() < 0.7 else self._address(place)
-        if rng.random() < 0.25:
-            target = world.plan.router(place.subnet)
+        told = [address for address in neighbours if address in world.told]
+        targets = (neighbours, told or neighbours, (world.plan.router(place.subnet),), (self._address(place),))
+        target = rng.choice(rng.choice(targets))
         spa = place.address if rng.random() < 0.8 else rng.choice((f.NONE, target, f.OUTSIDE))
         op = rng.choice((1, 1, 1, 1, 1, 1, 1, 2, 3))
         payload = f.arp(spa, target, place.vmac, rng.choice((bytes(6), f.OTHER_MAC, place.vmac)), op)
@@ -155,7 +155,7 @@ class Frames:
         roll = rng.random()
         if roll < 0.8:
             own = [p for p in world.places if p.subnet.cell == place.subnet.cell]
-            told = list(world.told)
+            told = sorted(world.told)
             if told and roll < 0.35:
                 return rng.choice(told)
             return rng.choice(own if roll < 0.75 else world.places).address

@@ -124,12 +124,11 @@ class Judge:
         if isinstance(verdict, DropReason):
             assert outputs == [Drop(verdict, port, frame)], outputs
             return Outcome(DROP, (frame,), 0, drop=(port, verdict))
-        if verdict.lane is Lane.IPV4:
+        found = None
+        if verdict.lane is Lane.IPV4 and world.fast:
             found = self._guest_ipv4(endpoint, frame, outputs)
-        elif verdict.lane is Lane.ARP:
+        elif verdict.lane is Lane.ARP and world.fast:
             found = self._guest_arp(endpoint, frame, outputs)
-        else:
-            found = None
         return found or Outcome(
             PASS, (f.DIVBR_MAC + frame[6:],), _mark(port, verdict), diverted=port, why=_why(outputs)
         )
@@ -177,7 +176,7 @@ class Judge:
         if isinstance(verdict, DropReason):
             assert outputs == [Drop(verdict, PORT_WIRE, frame)], outputs
             return Outcome(DROP, (frame,), MARK, drop=(PORT_WIRE, verdict))
-        found = self._wire_ipv4(frame, outputs) if verdict.lane is Lane.IPV4 else None
+        found = self._wire_ipv4(frame, outputs) if verdict.lane is Lane.IPV4 and world.fast else None
         code = REDIRECT if verdict.lane is Lane.DISCOVERY else PASS
         return found or Outcome(code, (frame,), _mark(PORT_WIRE, verdict), diverted=PORT_WIRE, why=_why(outputs))
 

@@ -23,6 +23,7 @@ from bpf_host import bpffs_at, loaded_programs, network_namespace
 from fastpath_captures import captured_packets
 from fastpath_frames import Frames, Sent
 from fastpath_judge import MARK, Judge, Outcome, segments
+from fastpath_turns import turn
 from fastpath_world import MAKE_TAPS, TAPS, World
 
 from divhook.abi.entries import RemoteEndpoint, TrafficCount
@@ -36,6 +37,8 @@ SETTLE = 100
 """Frames between two looks at counters and maps. Lengths differ: two wrong reasons do not cancel out in bytes."""
 TURN = 300
 """Frames between two changes of the world."""
+ASK_USE = 5
+"""Of so many frames one shows by itself that it marks a neighbour as used; marks of the others add up."""
 
 
 class DifferenceError(AssertionError):
@@ -91,6 +94,9 @@ class Referee:
         segs = -(-len(sent.frame) // sent.gso_size) if sent.gso_size else 0
         if sent.gso_size and expected.packets > 1:
             segs = expected.packets
+        asked = self.seen.total() % ASK_USE == 0 and expected.used is not None
+        if asked:
+            self._used(expected.used, clear=True)
         ran = self.programs.test_run(program, sent.frame, ifindex, MARK, sent.gso_size, segs)
         frames = (ran.frame,)
         if sent.gso_size and expected.verdict == REDIRECT and ran.verdict == REDIRECT:
@@ -105,8 +111,17 @@ class Referee:
                 f"kernel: verdict {ran.verdict}, {' '.join(brief(frame) for frame in frames)}, "
                 f"mark {ran.mark:#x}, target {ran.target}"
             )
+        if asked and not self._used(expected.used):
+            raise DifferenceError(f"{told(sent)}: its neighbour is not marked as used")
         self._count(expected, len(sent.frame))
         self.world.sync()
+
+    def _used(self, address: Address, clear: bool = False) -> bool:
+        entry = self.programs.endpoint(address)
+        assert isinstance(entry, RemoteEndpoint), address
+        if clear:
+            self.programs.set_endpoint(address, replace(entry, used=False))
+        return entry.used
 
     def _count(self, expected: Outcome, length: int) -> None:
         self.seen[expected.kind] += 1
@@ -169,7 +184,7 @@ def play(
             if number % settle == 0 or number % SETTLE == 0:
                 referee.settle()
             if number % SETTLE == 0:
-                (world.turn if number % TURN == 0 else world.exchange)()
+                turn(world) if number % TURN == 0 else world.exchange()
                 referee.look()
     except DifferenceError as error:
         error.add_note(f"seed {seed!r}, frame {number} of {frames}: {told(sent) if sent else None}")

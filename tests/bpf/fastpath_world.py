@@ -1,15 +1,16 @@
 """One host with the real core, the real publisher and the real maps, among peers that are played; all from one seed.
 
     places   addresses of guests: here, on another host, on both (fenced), nowhere
-    turn     something happens to them, or to a subnet, or to the agent; then time goes on
-    settle   the maps are compared with what they must be, whole
+    sync     what the agent's shell does after a frame
+    ports    as agent/ports.py keeps them, with map `endpoints` as agent/fastpath.py keeps it
+
+What may happen in a world is in fastpath_turns.py.
 
 What the kernel may know of neighbours is kept here a second time, by its definition: a frame was delivered to or from
 it since discovery last said that it is neither REACHABLE nor PROBE.
 """
 
 import random
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from types import SimpleNamespace
@@ -25,7 +26,6 @@ from divhook.agent.ports import Ports
 from divhook.core.addressing import ALL_HOSTS_GROUP, Address, AddressPlan, Mac, SubnetId, group_mac
 from divhook.core.dhcp import SubnetService
 from divhook.core.discovery import (
-    ClaimState,
     Discovery,
     Fenced,
     Limits,
@@ -103,18 +103,15 @@ class World:
         self._port_id = FIRST_PORT_ID
         self.subnets = subnets_of(self.plan)
         self.places = self._make_places()
-        self.topology: Topology = {subnet: self._facts(subnet) for subnet in self.subnets}
+        self.topology: Topology = {subnet: self.facts(subnet) for subnet in self.subnets}
         self._clear()
-        host = host_entry(plan=self.plan, fastpath=True)
-        programs.configure(host)
-        self.uplink = host.uplink_ifindex
-        self._boot()
+        self.boot()
         self.discovery.ready(self.now)
         for place in self.places[: len(taps) - 2]:
-            self._plug(place, PortState.ACTIVE)
+            self.plug(place, PortState.ACTIVE)
         for place in self.places[len(taps) - 2 :]:
             if self.rng.random() < 0.8:
-                self._start_elsewhere(place, self.rng.choice(PEERS))
+                self.start_elsewhere(place, self.rng.choice(PEERS))
         self.pass_time(1)
 
     def _make_places(self) -> list[Place]:
@@ -129,7 +126,7 @@ class World:
         self.rng.shuffle(places)
         return places
 
-    def _facts(self, subnet: SubnetId) -> SubnetFacts:
+    def facts(self, subnet: SubnetId) -> SubnetFacts:
         plan = self.plan
         service = SubnetService(plan.router(subnet), plan.mask(), plan.broadcast(subnet))
         return SubnetFacts(self.rng.choice(MTUS), service)
@@ -144,11 +141,15 @@ class World:
         for address in list(self.programs.endpoints()):
             self.programs.remove_endpoint(address)
 
-    def _boot(self) -> None:
-        """An agent, of which nothing is told yet."""
+    def boot(self) -> None:
+        """An agent, of which nothing is told yet. fast: its file does not say `fastpath: off`."""
+        self.fast = self.rng.random() > 0.1
+        host = host_entry(plan=self.plan, fastpath=self.fast)
+        self.programs.configure(host)
+        self.uplink = host.uplink_ifindex
         self.discovery = Discovery(PMAC, self.plan, random.Random(self.rng.random()), WALL_US, LIMITS)
         self.pipeline = Pipeline(self.plan, PMAC, PortTable(), self.topology, self.discovery)
-        self.fastpath = FastPath(self.programs, self.plan, self.topology, self.discovery, enabled=True)
+        self.fastpath = FastPath(self.programs, self.plan, self.topology, self.discovery, self.fast)
         self.ifindex_of: dict[int, int] = {}
         shell = SimpleNamespace(
             pipeline=self.pipeline, fastpath=self.fastpath, ifindex_of=self.ifindex_of, forget_port=self.ifindex_of.pop
@@ -191,7 +192,7 @@ class World:
             assert entry.state in KNOWN_STATES, (address, entry.state)
             assert subnet is not None
             table[address] = RemoteEndpoint(entry.found.claim, self.topology[subnet].mtu)
-        for port in self.pipeline.ports.all():
+        for port in self.pipeline.ports.all() if self.fast else ():
             if port.address is not None and port.state in SHOWN_STATES:
                 fenced = port.state is PortState.FENCED
                 table[port.address] = LocalEndpoint(port.vmac, self.ifindex_of[port.port], port.port, port.mtu, fenced)
@@ -221,24 +222,25 @@ class World:
         elif isinstance(event, Fenced | Unfenced):
             place = self._place(event.address)
             if place.nic is not None:
-                self._put(place, PortState.FENCED if isinstance(event, Fenced) else PortState.ACTIVE)
+                self.put(place, PortState.FENCED if isinstance(event, Fenced) else PortState.ACTIVE)
         elif isinstance(event, TentativePassed | TentativeObjected):
             place = self._place(event.address)
             if place.nic is not None and isinstance(event, TentativePassed):
                 self.discovery.confirm(event.address, self.now)
-                self._put(place, PortState.ACTIVE)
+                self.put(place, PortState.ACTIVE)
             elif place.nic is not None:
-                self._unplug(place)
+                self.unplug(place)
 
     def _learn(self, address: Address) -> None:
         entry, subnet = self.discovery.neighbours.get(address), self.plan.locate(address)
-        if entry is not None and entry.found is not None and not self.shown(address) and subnet in self.topology:
+        usable = entry is not None and entry.found is not None
+        if self.fast and usable and not self.shown(address) and subnet in self.topology:
             self.told.add(address)
 
     def _place(self, address: Address) -> Place:
         return next(place for place in self.places if place.address == address)
 
-    def _put(self, place: Place, state: PortState) -> None:
+    def put(self, place: Place, state: PortState) -> None:
         assert place.nic is not None
         self._ports.put(place.nic, state)
         if state in SHOWN_STATES:
@@ -249,7 +251,7 @@ class World:
         groups = {group_mac(e.subnet) for e in self.pipeline.ports.all() if e.state is not PortState.FENCED}
         self.programs.set_groups(groups | {ALL_HOSTS_GROUP})
 
-    def _plug(self, place: Place, state: PortState) -> None:
+    def plug(self, place: Place, state: PortState) -> None:
         free = [tap for tap in self.taps if tap not in self.ifindex_of.values()]
         if not free or place.nic is not None or place.subnet not in self.topology:  # the agent refuses such a guest
             return
@@ -258,19 +260,19 @@ class World:
         nic = Nic(place.guest, f"uuid-{place.guest}", placement, place.vmac, fixed=True, address=place.address)  # type: ignore[arg-type]
         nic.port, nic.ifindex = self._port_id, self.rng.choice(free)
         place.nic = nic
-        self._put(place, state)
+        self.put(place, state)
         if state is PortState.TENTATIVE:
             self.discovery.tentative(place.address, place.vmac, nic.guest_id, 0, None, self.now)
         elif state is PortState.ACTIVE:
-            self._activate(place)
+            self.activate(place)
 
-    def _activate(self, place: Place) -> None:
+    def activate(self, place: Place) -> None:
         assert place.nic is not None
         place.host = place.claim = None
         self.discovery.activate(place.address, place.vmac, place.nic.guest_id, 0, None, self.now)
-        self._put(place, PortState.ACTIVE)
+        self.put(place, PortState.ACTIVE)
 
-    def _unplug(self, place: Place) -> None:
+    def unplug(self, place: Place) -> None:
         assert place.nic is not None
         self._ports.remove(place.nic)
         place.nic = None
@@ -279,16 +281,16 @@ class World:
 
     # ------------------------------------------------------------------ peers
 
-    def _start_elsewhere(self, place: Place, host: Mac, announced: bool = True) -> None:
+    def start_elsewhere(self, place: Place, host: Mac, announced: bool = True) -> None:
         self._stamp = max(self._stamp, self.discovery.highest_seen_stamp) + self.rng.randrange(1, 1000)
         guest_id = place.nic.guest_id if place.nic else int.from_bytes(place.vmac, "big")
         born = place.claim.born if place.claim else 5
         place.host = host
         place.claim = Claim(place.address, place.vmac, host, self._stamp, born, guest_id, self.rng.getrandbits(64))
         if announced:
-            self._say(Message(MessageType.ANNOUNCE, host, ALL_HOSTS_GROUP, bytes(4), place.address, place.claim))
+            self.say(Message(MessageType.ANNOUNCE, host, ALL_HOSTS_GROUP, bytes(4), place.address, place.claim))
 
-    def _say(self, message: Message) -> None:
+    def say(self, message: Message) -> None:
         self.discovery.receive(message, self.now)
         self.sync()
 
@@ -307,7 +309,7 @@ class World:
                 claim = place.claim if place is not None else None
                 host = claim.host if holds and claim is not None else message.destination
                 kind = MessageType.REPLY if holds else MessageType.MOVED if claim else MessageType.GONE
-                self._say(Message(kind, host, PMAC, message.spa, message.tpa, claim, message.nonce))
+                self.say(Message(kind, host, PMAC, message.spa, message.tpa, claim, message.nonce))
 
     def pass_time(self, seconds: float) -> None:
         """Timers run when they are due."""
@@ -319,102 +321,3 @@ class World:
             self.sync()
             self.exchange()
         self.now = until
-
-    # ------------------------------------------------------------------ what may happen
-
-    def turn(self) -> None:
-        """Something happens, or several things, or nothing; time goes on."""
-        rng = self.rng
-        for _ in range(rng.choice((0, 1, 1, 2, 4))):
-            rng.choice(TURNS)(self)
-            self.sync()
-        self.pass_time(rng.choice((0.0, 0.02, 0.1, 0.3, 1.0, 5.0, 30.0, 70.0)))
-
-    def _any(self, places: Iterable[Place]) -> Place | None:
-        found = list(places)
-        return self.rng.choice(found) if found else None
-
-    def remote_moves(self) -> None:
-        if place := self._any(self.elsewhere()):
-            self._start_elsewhere(place, self.rng.choice(PEERS), announced=self.rng.random() < 0.7)
-
-    def remote_stops(self) -> None:
-        if place := self._any(p for p in self.places if p.host is not None):
-            claim, place.host, place.claim = place.claim, None, None
-            if claim is not None and self.rng.random() < 0.7:
-                self._say(Message(MessageType.GONE, claim.host, ALL_HOSTS_GROUP, bytes(4), place.address, claim))
-
-    def local_is_claimed_elsewhere(self) -> None:
-        if place := self._any(self.here()):
-            self._start_elsewhere(place, self.rng.choice(PEERS))
-
-    def local_stops(self) -> None:
-        if place := self._any(self.here()):
-            self._unplug(place)
-
-    def guest_comes(self) -> None:
-        if place := self._any(self.elsewhere()):
-            self._plug(place, self.rng.choice((PortState.ACTIVE, PortState.INCOMING, PortState.TENTATIVE)))
-
-    def guest_resumes(self) -> None:
-        for place in self.here():
-            assert place.nic is not None
-            endpoint = self.pipeline.ports.port(place.nic.port)
-            if endpoint is not None and endpoint.state is PortState.INCOMING:
-                self._activate(place)
-
-    def subnet_changes(self) -> None:
-        subnet = self.rng.choice(self.subnets)
-        used = any(place.nic and place.subnet == subnet for place in self.places)
-        if not used and self.rng.random() < 0.5:  # the agent keeps what is in use
-            self.topology.pop(subnet, None)
-        else:
-            self.topology[subnet] = self._facts(subnet)
-        self.fastpath.topology_changed(self.now)
-        self.told = {a for a in self.told if self.plan.locate(a) in self.topology}
-        for place in self.here():
-            assert place.nic is not None
-            endpoint = self.pipeline.ports.port(place.nic.port)
-            if endpoint is not None and place.subnet == subnet:
-                self._put(place, endpoint.state)
-
-    def reconciled(self) -> None:
-        self.fastpath.keep_true()
-
-    def agent_restarts(self) -> None:
-        """Another agent finds ports and maps as they are."""
-        old, known = self.discovery, self.programs.endpoints()
-        states = {place.address: self.pipeline.ports.at(place.address) for place in self.here()}
-        records, highest = old.records(), old.highest_seen_stamp
-        tentative = [p for p in self.here() if old.state(p.address) is ClaimState.TENTATIVE]
-        for place in tentative:
-            self._unplug(place)
-        self._boot()
-        self.discovery.restore(records, highest)
-        self.told.clear()
-        for place in self.here():
-            assert place.nic is not None
-            endpoint = states[place.address]
-            assert endpoint is not None
-            self._put(place, endpoint.state)
-            if endpoint.state is not PortState.INCOMING:
-                self.discovery.reclaim(place.address, place.vmac, place.nic.guest_id, 0, self.now)
-        self.discovery.ready(self.now)
-        self.fastpath.adopt(self.now, lambda address: any(p.address == address for p in self.here()))
-        mine = {place.address for place in self.here()}
-        self.told = {a for a, e in known.items() if isinstance(e, RemoteEndpoint) and a not in mine}
-
-
-TURNS: tuple[Callable[[World], None], ...] = (
-    World.remote_moves,
-    World.remote_moves,
-    World.remote_stops,
-    World.local_is_claimed_elsewhere,
-    World.local_stops,
-    World.guest_comes,
-    World.guest_comes,
-    World.guest_resumes,
-    World.subnet_changes,
-    World.reconciled,
-    World.agent_restarts,
-)

@@ -14,7 +14,9 @@ import pytest
 from bpf_bench import run
 from fastpath_captures import captured_packets
 from fastpath_frames import Frames
+from fastpath_mutants import FEW, hunt
 from fastpath_referee import Referee, play, report, rounds
+from fastpath_turns import turn
 from fastpath_world import MAKE_TAPS, PLANS, TAPS, World
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -63,9 +65,14 @@ def test_any_frame_in_any_world_ends_alike(
 ) -> None:
     world = World(loaded, taps, f"any {seed}")
     for _ in range(seed % 3):
-        world.turn()
+        turn(world)
     referee = Referee(loaded, world)
     supply = Frames(world, rng, captured_packets())
     for _ in range(frames):
         referee.check(supply.next())
         referee.settle()
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_planted_fault_in_the_fast_path_is_found(name: str) -> None:
+    assert hunt(name) is not None

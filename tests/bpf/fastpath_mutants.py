@@ -1,0 +1,211 @@
+"""Faults planted in the fast path, one for each thing that it must not forget, and whether the differential finds them.
+
+    python tests/bpf/fastpath_mutants.py [name …]
+
+Each is a change of a copy of divhook/bpf, compiled and run against the core. One that is not found, or whose text is no
+more in the source, fails.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastpath_referee import DifferenceError, compare
+
+import divhook
+
+SOURCE = Path(divhook.__file__).parent / "bpf"
+FRAMES = 24_000
+"""That a mutant must survive to be called not found."""
+FORWARD, PROGRAMS, IPV4 = "lib/forward.h", "divhook.c", "lib/ipv4.h"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """The first `old` in a file, after the text `after`, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+    after: str = ""
+
+    def plant(self, directory: Path) -> None:
+        """Change a copy of the source. Raises LookupError."""
+        path = directory / self.file
+        text = path.read_text()
+        at = text.find(self.old, max(0, text.find(self.after)))
+        if at < 0 or self.after not in text:
+            raise LookupError(f"{self.file} has no {self.old!r} any more: write this mutant anew")
+        path.write_text(text[:at] + self.new + text[at + len(self.old) :])
+
+
+def forward(old: str, new: str) -> Mutant:
+    return Mutant(FORWARD, old, new)
+
+
+def guest(old: str, new: str) -> Mutant:
+    return Mutant(FORWARD, old, new, "int forward_from_guest(")
+
+
+def wire(old: str, new: str) -> Mutant:
+    return Mutant(FORWARD, old, new, "int forward_from_wire(")
+
+
+def arp(old: str, new: str) -> Mutant:
+    return Mutant(PROGRAMS, old, new, "int answer_arp(")
+
+
+MUTANTS = {
+    # what an address tells
+    "same_subnet is inverted": forward("return !((a_be ^ b_be) & ~host", "return !!((a_be ^ b_be) & ~host"),
+    "every cell is the same": forward("return !((a_be ^ b_be) & host->cell_mask_be)", "return true"),
+    "outside is another cell": forward(
+        "return (address_be & host->supernet_mask_be) == host->supernet_be", "return true"
+    ),
+    "rmac with cell and subnet swapped": forward("words_be[1] = bpf_htons(cell)", "words_be[1] = bpf_htons(subnet)"),
+    "rmac of the default plan": forward(">> (host->host_bits & 31)", ">> 8"),
+    "rmac with the subnet in the cell": forward("words_be[1] = bpf_htons(cell)", "words_be[1] = bpf_htons(within)"),
+    # what fits
+    "MTU one too large": forward("packet->total_length <= mtu", "packet->total_length <= mtu + 1"),
+    "MTU one too small": forward("packet->total_length <= mtu", "packet->total_length < mtu"),
+    "segments without their headers": forward("headers + skb->gso_size > mtu", "skb->gso_size > mtu"),
+    "segments one too small": forward("headers + skb->gso_size > mtu", "headers + skb->gso_size >= mtu"),
+    "TCP without options": forward("headers += data_offset >> 4 << 2", "headers += 20"),
+    "a segmented frame counts one": forward("*packets = (payload + skb->gso_size - 1) / skb->gso_size", "*packets = 1"),
+    "padding goes along": forward("return skb->len == length ||", "return true || skb->len == length ||"),
+    # from_guest
+    "group frames are forwarded": guest("if (group)", "if (false)"),
+    "cells may talk": guest("if (!same_cell(host", "if (false && !same_cell(host"),
+    "a network address is another cell's endpoint": guest("number && number !=", "number !="),
+    "a broadcast address is another cell's endpoint": guest("&& number && number != host->host_mask_be", "&& number"),
+    "CELL_DENIED at the uplink": guest("drop(skb, port->port_id, CELL_DENIED)", "drop(skb, 0, CELL_DENIED)"),
+    "a fenced guest is reached": guest("endpoint->kind == ENDPOINT_FENCED ||", ""),
+    "a guest is sent its own": guest("|| destination == port->address_be", ""),
+    "TTL 1 is routed": guest("packet->ttl <= 1", "packet->ttl < 1"),
+    "TTL 1 goes nowhere": guest("(routed && packet->ttl <= 1)", "packet->ttl <= 1"),
+    "TTL stays": guest("if (routed)\n\t\tttl_decrement(start)", "if (false)\n\t\tttl_decrement(start)"),
+    "TTL-1 within a subnet": guest("if (routed)\n\t\tttl_decrement(start)", "ttl_decrement(start)"),
+    "no MTU from a guest": guest("endpoint->mtu", "65535"),
+    "a guest's MAC on the wire": guest("mac_copy(&start->ethernet.source, &host->pmac);", ""),
+    "a guest's MAC as the peer's": guest(
+        "&start->ethernet.destination, &endpoint->host", "&start->ethernet.destination, &endpoint->vmac"
+    ),
+    "the router speaks within a subnet": guest("if (routed)\n\t\t\trouter_mac", "router_mac"),
+    "the router of the sender's subnet": guest("router_mac(host, destination", "router_mac(host, port->address_be"),
+    "to the tap beside": guest("ifindex = endpoint->ifindex", "ifindex = endpoint->ifindex ^ 1"),
+    "to the bridge, not the wire": guest("ifindex = host->uplink_ifindex", "ifindex = host->divbr_ifindex"),
+    "use by a guest is not noted": guest("endpoint_used(endpoint);", ""),
+    "sent frames are not counted": guest(
+        "count_from(port->port_id, packets, bytes)", "count_from(port->port_id, 0, 0)"
+    ),
+    "bytes without padding": guest(
+        "count_from(port->port_id, packets, bytes)", "count_from(port->port_id, packets, skb->len)"
+    ),
+    "received frames are not counted": guest(
+        "count_to(endpoint->port_id, packets, bytes)", "count_to(endpoint->port_id, 0, 0)"
+    ),
+    "a tentative port sends": Mutant(
+        PROGRAMS, "!dhcp && port->state == PORT_ACTIVE", "!dhcp && port->state != PORT_FENCED"
+    ),
+    "the fast path is on though it is off": Mutant(
+        PROGRAMS, "PORT_ACTIVE && host->flags & HOST_FASTPATH", "PORT_ACTIVE"
+    ),
+    "the mark of a guest stays": Mutant(PROGRAMS, "skb->mark = 0;", ""),
+    "TTL-1 carries too late": Mutant(IPV4, "sum + (sum >= 0xffff)", "sum + (sum > 0xffff)"),
+    "TTL-1 does not carry": Mutant(IPV4, "sum + (sum >= 0xffff)", "sum"),
+    # from_wire
+    "a fenced guest hears the wire": wire("local->kind != ENDPOINT_LOCAL", "local->kind == ENDPOINT_REMOTE"),
+    "our own pmac from the wire": wire("|| mac_equal(source, &host->pmac)", ""),
+    "cells may talk over the wire": wire("if (!same_cell(host", "if (false && !same_cell(host"),
+    "local addresses from the wire": wire("if (sender->kind != ENDPOINT_REMOTE)", "if (false)"),
+    "any host may speak for a neighbour": wire("!mac_equal(source, &sender->host) ||", ""),
+    "no MTU from the wire": wire("local->mtu", "65535"),
+    "use by the wire is not noted": wire("endpoint_used(sender);", ""),
+    "a neighbour's own MAC across subnets": wire(
+        "if (same_subnet(host, packet->source_be, packet->destination_be))", "if (true)"
+    ),
+    "the router within a subnet": wire(
+        "if (same_subnet(host, packet->source_be, packet->destination_be))", "if (false)"
+    ),
+    "the router of the neighbour's subnet": wire(
+        "router_mac(host, packet->destination_be", "router_mac(host, packet->source_be"
+    ),
+    "from the wire to the wire": wire("redirect(skb, local->ifindex)", "redirect(skb, host->uplink_ifindex)"),
+    "from the wire, not counted": wire("count_to(local->port_id, packets, bytes)", "count_to(local->port_id, 0, 0)"),
+    # ARP
+    "ARP replies are answered": arp("request->op_be != bpf_htons(ARP_REQUEST) ||", ""),
+    "who asks for itself is answered": arp("|| request->tpa_be == port->address_be", ""),
+    "ARP across subnets": arp("!same_subnet(host, request->tpa_be, port->address_be)", "false"),
+    "ARP for a fenced guest": arp("|| endpoint->kind == ENDPOINT_FENCED", ""),
+    "use by ARP is not noted": arp("endpoint_used(endpoint);", ";"),
+    "a longer ARP reply": arp("bpf_skb_change_tail(skb, sizeof(reply), 0)", "false"),
+    "an ARP request as reply": arp("reply.arp.op_be = bpf_htons(ARP_REPLY);", ""),
+    "ARP from the wrong MAC": arp("reply.ethernet.source = mac;", "reply.ethernet.source = host->divbr_mac;"),
+    "ARP tells the asker's MAC": arp("reply.arp.sha = mac;", "reply.arp.sha = port->vmac;"),
+    "ARP keeps tha": arp("reply.arp.tha = port->vmac;", ""),
+    "ARP keeps spa": arp("reply.arp.spa_be = request->tpa_be;", ""),
+    "ARP counts the reply": arp(
+        "count_ended(port->port_id, CONSUMED, bytes)", "count_ended(port->port_id, CONSUMED, skb->len)"
+    ),
+    "ARP of a tentative port": arp(
+        "if (port->state == PORT_ACTIVE && host->flags", "if (port->state != PORT_FENCED && host->flags"
+    ),
+    "ARP is answered though the fast path is off": Mutant(
+        PROGRAMS, "PORT_ACTIVE && host->flags & HOST_FASTPATH", "PORT_ACTIVE", "SPOOF_ARP_SPA"
+    ),
+    "ARP reply to the wire": arp("redirect(skb, skb->ifindex)", "redirect(skb, host->uplink_ifindex)"),
+}
+FEW = (
+    "same_subnet is inverted",
+    "TTL-1 carries too late",
+    "any host may speak for a neighbour",
+    "ARP tells the asker's MAC",
+)
+"""Of each kind: what `make test` plants."""
+
+
+def build(directory: Path) -> Path:
+    """Compile the programs below a directory. Raises RuntimeError with what clang said."""
+    machine = os.uname().machine
+    command = f"clang -O2 -g -target bpf -mcpu=v3 -I/usr/include/{machine}-linux-gnu -c divhook.c -o divhook.o"
+    done = subprocess.run(command.split(), cwd=directory, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return directory / "divhook.o"
+
+
+def hunt(name: str) -> str | None:
+    """What the differential says to a mutant; None where it finds no fault. Raises LookupError, RuntimeError."""
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary) / "bpf"
+        shutil.copytree(SOURCE, directory, ignore=shutil.ignore_patterns("*.o", "__pycache__"))
+        MUTANTS[name].plant(directory)
+        try:
+            compare(f"mutant {name}", FRAMES, 1, build(directory))
+        except DifferenceError as error:
+            return str(error)
+    return None
+
+
+def main(names: list[str]) -> int:
+    """Plant them all, or some; 1 where any is not found."""
+    begin = time.monotonic()
+    missed = 0
+    chosen = names or list(MUTANTS)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for name, found in zip(chosen, pool.map(hunt, chosen), strict=True):
+            line = next((line for line in (found or "").splitlines() if line.startswith("seed")), "")
+            print(f"{'found' if found else 'MISSED'}  {name:48} {line.split(':')[0]}", flush=True)
+            missed += found is None
+    print(f"{len(chosen) - missed} of {len(chosen)} mutants found, {time.monotonic() - begin:.0f} s")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,119 @@
+"""What may happen in a world between two frames: to guests here and elsewhere, to a subnet, to the agent."""
+
+from collections.abc import Callable, Iterable
+
+from fastpath_world import PEERS, Place, World
+
+from divhook.abi.entries import RemoteEndpoint
+from divhook.core.addressing import ALL_HOSTS_GROUP
+from divhook.core.discovery import ClaimState
+from divhook.core.endpoint import PortState
+from divhook.core.wire.discovery import Message, MessageType
+
+
+def turn(world: World) -> None:
+    """Something happens, or several things, or nothing; time goes on."""
+    rng = world.rng
+    for _ in range(rng.choice((0, 1, 1, 2, 4))):
+        rng.choice(TURNS)(world)
+        world.sync()
+    world.pass_time(rng.choice((0.0, 0.02, 0.1, 0.3, 1.0, 5.0, 30.0, 70.0)))
+
+
+def _any(world: World, places: Iterable[Place]) -> Place | None:
+    found = list(places)
+    return world.rng.choice(found) if found else None
+
+
+def remote_moves(world: World) -> None:
+    if place := _any(world, world.elsewhere()):
+        world.start_elsewhere(place, world.rng.choice(PEERS), announced=world.rng.random() < 0.7)
+
+
+def remote_stops(world: World) -> None:
+    if place := _any(world, (p for p in world.places if p.host is not None)):
+        claim, place.host, place.claim = place.claim, None, None
+        if claim is not None and world.rng.random() < 0.7:
+            world.say(Message(MessageType.GONE, claim.host, ALL_HOSTS_GROUP, bytes(4), place.address, claim))
+
+
+def local_is_claimed_elsewhere(world: World) -> None:
+    if place := _any(world, world.here()):
+        world.start_elsewhere(place, world.rng.choice(PEERS))
+
+
+def local_stops(world: World) -> None:
+    if place := _any(world, world.here()):
+        world.unplug(place)
+
+
+def guest_comes(world: World) -> None:
+    if place := _any(world, world.elsewhere()):
+        world.plug(place, world.rng.choice((PortState.ACTIVE, PortState.INCOMING, PortState.TENTATIVE)))
+
+
+def guest_resumes(world: World) -> None:
+    for place in world.here():
+        assert place.nic is not None
+        endpoint = world.pipeline.ports.port(place.nic.port)
+        if endpoint is not None and endpoint.state is PortState.INCOMING:
+            world.activate(place)
+
+
+def subnet_changes(world: World) -> None:
+    subnet = world.rng.choice(world.subnets)
+    used = any(place.nic and place.subnet == subnet for place in world.places)
+    if not used and world.rng.random() < 0.5:  # the agent keeps what is in use
+        world.topology.pop(subnet, None)
+    else:
+        world.topology[subnet] = world.facts(subnet)
+    world.fastpath.topology_changed(world.now)
+    world.told = {a for a in world.told if world.plan.locate(a) in world.topology}
+    for place in world.here():
+        assert place.nic is not None
+        endpoint = world.pipeline.ports.port(place.nic.port)
+        if endpoint is not None and place.subnet == subnet:
+            world.put(place, endpoint.state)
+
+
+def reconciled(world: World) -> None:
+    world.fastpath.keep_true()
+
+
+def agent_restarts(world: World) -> None:
+    """Another agent finds ports and maps as they are."""
+    old, known = world.discovery, world.programs.endpoints()
+    states = {place.address: world.pipeline.ports.at(place.address) for place in world.here()}
+    records, highest = old.records(), old.highest_seen_stamp
+    tentative = [p for p in world.here() if old.state(p.address) is ClaimState.TENTATIVE]
+    for place in tentative:
+        world.unplug(place)
+    world.boot()
+    world.discovery.restore(records, highest)
+    world.told.clear()
+    for place in world.here():
+        assert place.nic is not None
+        endpoint = states[place.address]
+        assert endpoint is not None
+        world.put(place, endpoint.state)
+        if endpoint.state is not PortState.INCOMING:
+            world.discovery.reclaim(place.address, place.vmac, place.nic.guest_id, 0, world.now)
+    list(world.fastpath.adopt(world.now, lambda address: any(p.address == address for p in world.here())))
+    world.discovery.ready(world.now)
+    mine = {place.address for place in world.here()}
+    world.told = {a for a, e in known.items() if world.fast and isinstance(e, RemoteEndpoint) and a not in mine}
+
+
+TURNS: tuple[Callable[[World], None], ...] = (
+    remote_moves,
+    remote_moves,
+    remote_stops,
+    local_is_claimed_elsewhere,
+    local_stops,
+    guest_comes,
+    guest_comes,
+    guest_resumes,
+    subnet_changes,
+    reconciled,
+    agent_restarts,
+)
