@@ -5,7 +5,7 @@ CLANG ?= clang
 BPF_CFLAGS := -O2 -g -Wall -Wextra -Werror -target bpf -mcpu=v3 -I/usr/include/$(shell uname -m)-linux-gnu
 BPF_OBJECTS := $(patsubst %.c,%.o,$(wildcard divhook/bpf/*.c))
 
-.PHONY: all bpf lint format test demo bench upgrade-test clean
+.PHONY: all bpf lint format test demo bench upgrade-test differential mutants clean
 all: bpf
 
 bpf: $(BPF_OBJECTS)
@@ -41,6 +41,14 @@ bench:
 # Agents killed, upgraded and downgraded under traffic, and every datagram accounted for: make upgrade-test CYCLES=100
 upgrade-test: bpf
 	@DIVHOOK_LIFE_CYCLES=$(or $(CYCLES),100) $(PY) -m pytest -q -o timeout=3600 tests/netns/test_fastpath_life.py
+
+# The core and the programs side by side, frames and worlds from a seed: make differential FRAMES=10000000 SEED=any
+differential: bpf
+	@$(PY) tests/bpf/fastpath_referee.py --frames $(or $(FRAMES),1000000) --jobs $(or $(JOBS),2) $(if $(SEED),--seed "$(SEED)")
+
+# Faults planted in the fast path one by one, and whether the differential finds them. MUTANTS="'TTL stays'": only that
+mutants:
+	@$(PY) tests/bpf/fastpath_mutants.py $(MUTANTS)
 
 clean:
 	rm -f $(BPF_OBJECTS)
