@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from divhook.core.addressing import AddressPlan, parse_mac
 from divhook.lab import processes
 from divhook.lab.errors import LabError
 from divhook.lab.guest import GuestSpec, LabGuest, Nic
 from divhook.lab.lab import PLAIN, Lab
 from divhook.lab.namespaces import Namespaces
-from divhook.lab.wire import read_pcap
+from divhook.lab.wire import examine, read_pcap
 
 pytestmark = pytest.mark.no_agent
 
@@ -77,10 +78,13 @@ def test_guests_talk_and_the_capture_sees_it(plain_lab: Lab, pair: tuple[LabGues
     one, two = pair
     capture = plain_lab.capture("ping")
     assert "ttl=64" in one.exec("ping -c 2 -W 5 10.9.8.2")
-    frames = [frame for _, frame in read_pcap(capture.stop())]
-    guest = bytes.fromhex(two.mac.replace(":", ""))
-    assert sum(frame[:6] == guest for frame in frames) >= 2
+    path = capture.stop()
+    guests = {parse_mac(one.mac), parse_mac(two.mac)}
+    assert sum(frame[:6] == parse_mac(two.mac) for _, frame in read_pcap(path)) >= 2
     assert capture.dropped == 0
+    report = examine(read_pcap(path), set(), guests, AddressPlan())  # the judge of divhook's wire goes red here
+    assert any("guest MAC" in text for text in report.foreign_macs)
+    assert report.broadcasts
 
 
 def test_guest_survives_its_libvirtd(plain_lab: Lab, pair: tuple[LabGuest, LabGuest]) -> None:

@@ -14,6 +14,7 @@ from divhook.lab.lab import Lab
 from divhook.lab.processes import wait_until
 
 FIRST, SECOND = default_mac("bad", 0), default_mac("bad", 1)
+NOBODYS = "52:54:00:0b:ad:01"
 WEB_AND_DB = GuestSpec("bad", (Nic("shop", "web"), Nic("shop", "db")))
 
 
@@ -54,13 +55,15 @@ def refuse(lab: Lab, spec: GuestSpec, edit: Callable[[str], str] = as_it_is, kee
         (GuestSpec("bad", (Nic("shop", "cellar"),)), ("bad", FIRST, "cellar", "db, web")),
         (GuestSpec("bad", (Nic("shop", "web", "10.1.2.9"),)), ("bad", FIRST, "10.1.2.9", "10.1.1.0/24")),
         (GuestSpec("bad", (Nic("shop", "web", "10.1.1.1"),)), ("bad", FIRST, "10.1.1.1", "virtual router")),
+        (GuestSpec("bad", (Nic("shop", "web", "10.1.1.255"),)), ("bad", FIRST, "10.1.1.255")),
+        (GuestSpec("bad", (Nic("shop", "web", "10.1.1.300"),)), ("bad", "10.1.1.300")),
         (
             GuestSpec("bad", (Nic("shop", "db", "10.1.2.20"),)),
             ("bad", FIRST, "10.1.2.20", "shop-db", "cells/shop.yaml"),
         ),
         (GuestSpec("bad", (Nic("shop", "web", mac="02:d1:00:01:00:01"),)), ("bad", "02:d1:00:01:00:01")),
     ],
-    ids=["cell", "subnet", "outside", "router", "anothers-in-a-file", "router-mac"],
+    ids=["cell", "subnet", "outside", "router", "broadcast", "no-address", "anothers-in-a-file", "router-mac"],
 )
 def test_refusal_names_guest_nic_and_mistake(lab: Lab, cast: Cast, spec: GuestSpec, names: tuple[str, ...]) -> None:
     error = refuse(lab, spec)
@@ -88,9 +91,10 @@ def test_one_mac_twice_in_a_guest_is_refused(lab: Lab, cast: Cast) -> None:
         (lambda xml: xml.replace('subnet="web"', 'subnet="web" colour="red"', 1), ("colour",)),
         (lambda xml: xml.replace('cell="shop" subnet="web"', 'subnet="web"', 1), ("cell",)),
         (lambda xml: xml.replace(f' mac="{FIRST}"', f' mac="{SECOND}"', 1), (SECOND, "twice")),
+        (lambda xml: xml.replace(f' mac="{FIRST}"', f' mac="{NOBODYS}"', 1), (NOBODYS,)),
         (lambda xml: xml.replace("<divhook:nic", "<divhook:nick", 1), ("nick",)),
     ],
-    ids=["attribute", "no-cell", "one-nic-twice", "element"],
+    ids=["attribute", "no-cell", "one-nic-twice", "nobodys-nic", "element"],
 )
 def test_bad_metadata_is_refused_by_name(
     lab: Lab, cast: Cast, mistake: Callable[[str], str], names: tuple[str, ...]
@@ -105,6 +109,12 @@ def test_second_nic_in_use_elsewhere_gives_back_the_first(lab: Lab, cast: Cast) 
     error = refuse(lab, GuestSpec("bad", (Nic("shop", "db"), Nic("shop", "web", address))))
     assert address in error
     assert lab.host("B").plan.mac in error
+
+
+def test_address_and_mac_of_a_running_guest_of_this_host_are_refused(lab: Lab, cast: Cast) -> None:
+    address, mac = cast.address("web1"), cast.web1.mac
+    assert address in refuse(lab, GuestSpec("bad", (Nic("shop", "web", address),)))
+    assert mac in refuse(lab, GuestSpec("bad", (Nic("shop", "web", mac=mac),)))
 
 
 def test_failure_of_qemu_after_all_hooks_leaves_the_addresses_reserved_and_no_more(lab: Lab, cast: Cast) -> None:

@@ -99,18 +99,3 @@ def test_the_switch_sees_hosts_and_groups_only(lab: Lab, cast: Cast) -> None:
     assert report.ipv4_frames >= 12
     assert report.discovery_groups
     assert capture.dropped == 0
-
-
-def test_the_judge_of_captures_sees_guests_on_a_plain_bridge(plain_lab: Lab) -> None:
-    """The check above is not empty: without divhook it goes red."""
-    arguments = [f"divhook.address=10.1.1.{number}/24" for number in (7, 8)]
-    specs = [GuestSpec(f"p{number}", (Nic("c", "s"),), kernel_arguments=arguments[number]) for number in (0, 1)]
-    one, two = plain_lab.start_all(list(zip(specs, "AB", strict=True)))
-    capture = plain_lab.capture("dirty")
-    assert ping(one, "10.1.1.8", 2).received == 2
-    guests = {parse_mac(one.mac), parse_mac(two.mac)}
-    report = examine(read_pcap(capture.stop()), set(), guests, AddressPlan())
-    one.stop()
-    two.stop()
-    assert any("guest MAC" in text for text in report.foreign_macs)
-    assert report.broadcasts

@@ -11,7 +11,7 @@ from divhook.lab.host import LabHost
 from divhook.lab.lab import Lab
 from divhook.lab.processes import wait_until
 
-SMALL_PLAN = "uplink: up0\naddresses: {supernet: 10.0.0.0/8, cell_bits: 8, subnet_bits: 13, host_bits: 3}\n"
+SMALL_PLAN = "addresses: {supernet: 10.0.0.0/8, cell_bits: 8, subnet_bits: 13, host_bits: 3}\n"
 ADDRESSES = 5
 """A /29 without network, router and broadcast address."""
 
@@ -23,9 +23,8 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         patch.setattr(LabHost, "agent_start", lambda _host: None)
         cells = tmp_path_factory.mktemp("cells")
         (cells / "shop.yaml").write_text("cell: shop\nnumber: 1\nowner: shop\nsubnets:\n  web: {number: 1}\n")
-        lab = Lab(tmp_path_factory.mktemp("fresh"), hosts=1, cells=cells)
+        lab = Lab(tmp_path_factory.mktemp("fresh"), hosts=1, cells=cells, settings=SMALL_PLAN)
         lab.up()
-    lab.host("A").outside("/etc/divhook/divhook.yaml").write_text(SMALL_PLAN)
     yield lab
     lab.down()
 
