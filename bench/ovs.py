@@ -2,8 +2,8 @@
 
 Own databases and sockets in the host's private /run; no service of this machine is used. The datapath is the kernel's
 where the kernel has it, else the userspace one (datapath_type netdev: vswitchd reads and writes packet sockets), with
-TSO on (userspace-tso-enable). Routed frames leave with a router MAC of their host, as OVN's chassis MACs, so that no
-switch sees one MAC at two ports.
+TSO on (userspace-tso-enable). As with OVN, every guest's place is known beforehand and only broadcast is flooded;
+routed frames leave with a router MAC of their host, so that no switch sees one MAC at two ports.
 """
 
 import shutil
@@ -71,21 +71,22 @@ class OvsLab(PlainLab):
         )
 
     def _flows(self, host: LabHost) -> str:
-        flows = ["table=0,priority=0,actions=resubmit(,1)", "table=1,priority=0,actions=NORMAL"]
+        flows = ["priority=0,actions=NORMAL"]
         for network in NETWORKS.values():
             flows.append(
-                f"table=0,priority=200,arp,arp_op=1,arp_tpa={network}.1,actions="
+                f"priority=200,arp,arp_op=1,arp_tpa={network}.1,actions="
                 "move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],"
                 f"set_field:{ROUTER_MAC}->eth_src,set_field:2->arp_op,"
                 "move:NXM_NX_ARP_SHA[]->NXM_NX_ARP_THA[],move:NXM_OF_ARP_SPA[]->NXM_OF_ARP_TPA[],"
                 f"set_field:{ROUTER_MAC}->arp_sha,set_field:{network}.1->arp_spa,in_port"
             )
-        flows += [
-            f"table=0,priority=100,ip,dl_dst={ROUTER_MAC},nw_dst={guest.spec.address},actions=dec_ttl,"
-            f"set_field:{HOST_ROUTER_MAC[host.name]}->eth_src,set_field:{guest.spec.mac}->eth_dst,"
-            f"output:{guest.spec.tap if guest.host is host else UPLINK}"
-            for guest in self.bare.values()
-        ]
+        for guest in self.bare.values():
+            port = guest.spec.tap if guest.host is host else UPLINK
+            flows += [
+                f"priority=100,ip,dl_dst={ROUTER_MAC},nw_dst={guest.spec.address},actions=dec_ttl,"
+                f"set_field:{HOST_ROUTER_MAC[host.name]}->eth_src,set_field:{guest.spec.mac}->eth_dst,output:{port}",
+                f"priority=50,dl_dst={guest.spec.mac},actions=output:{port}",
+            ]
         return "\n".join(flows) + "\n"
 
     def forwarders(self) -> list[int]:

@@ -111,12 +111,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was measured for a target. median None: nothing was."""
+    """What was measured for a target. median None: nothing was. limit: what the bare redirect has in divhook's place."""
 
     target: Target
     median: float | None
     min: float = 0.0
     max: float = 0.0
+    limit: float | None = None
 
     @property
     def met(self) -> bool | None:
@@ -172,16 +173,26 @@ TARGETS = (
 )
 
 
+WORDS: Mapping[bool | None, str] = {True: "met", False: "NOT MET", None: "not measured"}
+
+
 def judge(samples: Samples, targets: Iterable[Target] = TARGETS) -> list[Verdict]:
-    """Every target against the median of its ratios."""
+    """Every target against the median of its ratios, and beside it what is possible at all."""
     verdicts = []
     for target in targets:
         ratios = samples.ratios(target.over, target.under)
+        over, under = (_limit(key) for key in (target.over, target.under))
+        bare = samples.ratios(over, under) if over != under else []
+        limit = statistics.median(bare) if bare else None
         if ratios:
-            verdicts.append(Verdict(target, statistics.median(ratios), min(ratios), max(ratios)))
+            verdicts.append(Verdict(target, statistics.median(ratios), min(ratios), max(ratios), limit))
         else:
-            verdicts.append(Verdict(target, None))
+            verdicts.append(Verdict(target, None, limit=limit))
     return verdicts
+
+
+def _limit(key: tuple[str, str, str]) -> tuple[str, str, str]:
+    return ("bare-redirect", *key[1:]) if key[0] == "divhook" else key
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -196,12 +207,45 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def matrix(rows: Sequence[Row]) -> str:
+    """Medians as Markdown: a table per scenario, a line per measure, a column per contender."""
+    found = {(row.scenario, row.measure, row.contender): row for row in rows}
+    parts = []
+    for scenario in SCENARIOS:
+        here = [row for row in rows if row.scenario == scenario]
+        names = [name for name in CONTENDERS if any(row.contender == name for row in here)]
+        lines = [f"| {' | '.join([scenario, 'unit', *names])} |", "| --- | --- |" + " ---: |" * len(names)]
+        for measure in dict.fromkeys(row.measure for row in here):
+            cells = [f"{row.median:,.6g}" if (row := found.get((scenario, measure, name))) else "" for name in names]
+            lines.append(f"| {' | '.join([measure, unit(measure), *cells])} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(part for part, scenario in zip(parts, SCENARIOS, strict=True) if part.count("\n") > 2)
+
+
+def _verdict_cells(verdict: Verdict) -> list[str]:
+    """Text, target, median, spread, what the bare redirect reaches, in words."""
+    target = verdict.target
+    measured = verdict.median is not None
+    return [
+        target.text,
+        f"{'≥' if target.at_least else '≤'} {target.bound:.2f}",
+        f"{verdict.median:.3f}" if measured else "",
+        f"{verdict.min:.3f} … {verdict.max:.3f}" if measured else "",
+        f"{verdict.limit:.3f}" if verdict.limit is not None else "",
+        WORDS[verdict.met],
+    ]
+
+
+VERDICT_HEAD = ["divhook", "target", "median", "min … max", "bare redirect", ""]
+
+
+def verdict_matrix(verdicts: Iterable[Verdict]) -> str:
+    """Verdicts as Markdown."""
+    lines = [VERDICT_HEAD, ["---", "---:", "---:", "---:", "---:", "---"], *map(_verdict_cells, verdicts)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def verdict_table(verdicts: Iterable[Verdict]) -> str:
     """Verdicts as text."""
-    words: Mapping[bool | None, str] = {True: "met", False: "NOT MET", None: "not measured"}
-    lines = [f"{'divhook':66}{'target':>8}{'median':>9}{'min':>8}{'max':>8}"]
-    for each in verdicts:
-        sign = "≥" if each.target.at_least else "≤"
-        figures = "" if each.median is None else f"{each.median:9.3f}{each.min:8.3f}{each.max:8.3f}"
-        lines.append(f"{each.target.text:66}{sign} {each.target.bound:6.2f}{figures:25}  {words[each.met]}")
-    return "\n".join(lines)
+    lines = [VERDICT_HEAD, *map(_verdict_cells, verdicts)]
+    return "\n".join(f"{a:72}{b:>8}{c:>9}{d:>16}{e:>15}   {f}".rstrip() for a, b, c, d, e, f in lines)
