@@ -5,6 +5,7 @@ Most are such as honest stations send; what is wrong with the others is one thin
 
 import random
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import bpf_frames as f
@@ -73,10 +74,10 @@ DHCP_SHAPES = [Shape(f.UDP, f.udp(*ports, NOISE[:length])) for ports in DHCP_POR
 class Frames:
     """An endless supply for a world. captured: real packets, to be sent under other addresses."""
 
-    def __init__(self, world: World, rng: random.Random, captured: list[bytes] | None = None) -> None:
+    def __init__(self, world: World, rng: random.Random, captured: Sequence[bytes] = ()) -> None:
         self._world = world
         self._rng = rng
-        self._captured = captured or []
+        self._captured = captured
 
     def next(self) -> Sent:
         """From a guest or from the wire."""

@@ -11,6 +11,7 @@ it since discovery last said that it is neither REACHABLE nor PROBE.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from types import SimpleNamespace
@@ -90,9 +91,19 @@ def subnets_of(plan: AddressPlan) -> list[SubnetId]:
 
 
 class World:
-    """See above. `taps`: ifindexes that may become ports; ifindex_of: those that are, by port id."""
+    """See above. `taps`: ifindexes that may become ports; ifindex_of: those that are, by port id.
 
-    def __init__(self, programs: Programs, taps: list[int], seed: str, plan: AddressPlan | None = None) -> None:
+    cast: places to begin with, those with no host here; by default made up from the seed.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        taps: list[int],
+        seed: str,
+        plan: AddressPlan | None = None,
+        cast: Sequence[Place] = (),
+    ) -> None:
         self.programs = programs
         self.taps = taps
         self.rng = random.Random(seed)
@@ -101,17 +112,18 @@ class World:
         self.told: set[Address] = set()
         self._stamp = WALL_US
         self._port_id = FIRST_PORT_ID
-        self.subnets = subnets_of(self.plan)
-        self.places = self._make_places()
+        self.subnets = sorted({place.subnet for place in cast}) or subnets_of(self.plan)
+        self.places = list(cast) or self._make_places()
         self.topology: Topology = {subnet: self.facts(subnet) for subnet in self.subnets}
         self._clear()
         self.boot()
         self.discovery.ready(self.now)
-        for place in self.places[: len(taps) - 2]:
+        here = len([place for place in cast if place.host is None]) or len(taps) - 2
+        for place in self.places[:here]:
             self.plug(place, PortState.ACTIVE)
-        for place in self.places[len(taps) - 2 :]:
-            if self.rng.random() < 0.8:
-                self.start_elsewhere(place, self.rng.choice(PEERS))
+        for place in self.places[here:]:
+            if cast or self.rng.random() < 0.8:
+                self.start_elsewhere(place, place.host or self.rng.choice(PEERS))
         self.pass_time(1)
 
     def _make_places(self) -> list[Place]:
@@ -143,7 +155,7 @@ class World:
 
     def boot(self) -> None:
         """An agent, of which nothing is told yet. fast: its file does not say `fastpath: off`."""
-        self.fast = self.rng.random() > 0.1
+        self.fast = self.rng.random() > 0.05
         host = host_entry(plan=self.plan, fastpath=self.fast)
         self.programs.configure(host)
         self.uplink = host.uplink_ifindex

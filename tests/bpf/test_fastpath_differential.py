@@ -9,11 +9,13 @@ import random
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from bpf_bench import run
-from fastpath_captures import captured_packets
-from fastpath_frames import Frames
+from bpf_mutator import altered, runnable
+from fastpath_captures import captured_packets, conversation
+from fastpath_frames import Frames, Sent
 from fastpath_mutants import FEW, hunt
 from fastpath_referee import Referee, play, report, rounds
 from fastpath_turns import turn
@@ -54,6 +56,29 @@ def test_frames_in_changing_worlds_end_alike_in_core_and_kernel(loaded: Programs
 def test_frames_end_alike_under_every_address_plan(loaded: Programs, taps: list[int], plan: str) -> None:
     seen = play(loaded, taps, f"plan {plan}", 1_000, plan=PLANS[plan])
     assert any(" to " in kind for kind in seen)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_real_guests_said_ends_alike_as_it_was_and_altered(loaded: Programs, taps: list[int], seed: int) -> None:
+    cast, frames = conversation()
+    world = World(loaded, taps, f"conversation {seed}", PLANS["8+8+8"], [replace(place) for place in cast])
+    referee = Referee(loaded, world)
+    rng = random.Random(seed)
+    for way, frame in frames:
+        near = world.places[0].nic
+        ifindex = near.ifindex if way == "guest" and near is not None else None
+        for each in (frame, *(runnable(altered(frame, rng)) for _ in range(8))):
+            referee.check(Sent(ifindex, each))
+        referee.settle()
+        world.exchange()
+        referee.look()
+    assert {
+        "guest to wire",
+        "wire to guest",
+        "answered CONSUMED",
+        "diverted: held, or discovery",
+        "diverted: CONSUMED",
+    } <= referee.seen.keys()
 
 
 @settings(
