@@ -14,7 +14,7 @@ FILE = Path(__file__).parent / "captures" / "conversation.hex"
 
 @functools.cache
 def conversation() -> tuple[tuple[Place, ...], tuple[tuple[str, bytes], ...]]:
-    """Who speaks, and what: ("guest" or "wire", frame) in the order of a life. Host A is here, host B the first peer."""
+    """Who speaks, and what: ("guest" or "wire", frame) in order. Host A is here, host B the first peer."""
     macs: dict[str, bytes] = {}
     cast: list[Place] = []
     frames: list[tuple[str, bytes]] = []
