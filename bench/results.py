@@ -111,7 +111,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was measured for a target. median None: nothing was. limit: what the bare redirect has in divhook's place."""
+    """What was measured for a target. median None: nothing was. limit: with the bare redirect in divhook's place."""
 
     target: Target
     median: float | None
