@@ -18,6 +18,7 @@ Each restore of the nft tables is one transaction: no moment without them.
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -50,7 +51,8 @@ async def _run(*command: str, stdin: str = "") -> tuple[int, str, str]:
     try:
         output, error = await asyncio.wait_for(process.communicate(stdin.encode()), _TIMEOUT_S)
     except TimeoutError:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it may end just now
+            process.kill()
         await process.wait()
         raise RulesError(f"{' '.join(command)} took more than {_TIMEOUT_S:.0f} s") from None
     return process.returncode or 0, output.decode(errors="replace"), error.decode(errors="replace").strip()

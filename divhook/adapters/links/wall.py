@@ -19,6 +19,7 @@ dropped there. `nft flush ruleset` takes both away, so three walls stand without
 """
 
 import asyncio
+import contextlib
 
 from divhook.adapters.links.errors import LinkError
 
@@ -62,7 +63,8 @@ async def _tc(*arguments: str) -> tuple[int, str]:
     try:
         text, _ = await asyncio.wait_for(process.communicate(), _TC_TIMEOUT_S)
     except TimeoutError:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it may end just now
+            process.kill()
         await process.wait()
         return 1, "tc did not answer"
     return process.returncode or 0, text.decode(errors="replace").strip()
