@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from bench.__main__ import publish
 from bench.endpoints import COPIES_FROM, copy_address
 from bench.plain import PREFIX, address, guest_specs
 from bench.results import (
@@ -171,3 +172,24 @@ def test_a_row_says_what_it_is():
     assert [field.name for field in dataclasses.fields(Row)] == [
         "contender", "scenario", "measure", "unit", "median", "min", "max", "runs",
     ]  # fmt: skip
+
+
+def test_a_published_run_replaces_the_one_before(tmp_path):
+    out, docs = tmp_path / "out", tmp_path / "docs"
+    for directory in (out, docs):
+        directory.mkdir()
+    page = docs / "benchmark.md"
+    page.write_text("head\n<!-- begin of results -->\nold\n<!-- end of results -->\ntail\n")
+    for name in ("results.svg", "fwd_cost.svg"):
+        (out / name).write_text(f"<svg>{name}</svg>")
+    for run in ("first", "second"):
+        (out / "results.md").write_text(f"| {run} |\n")
+        publish(out, docs, {"kernel": "6.18", "versions": {"clang": "14"}})
+    assert page.read_text() == (
+        "head\n<!-- begin of results -->\n\n"
+        "![TCP throughput](benchmark.svg)\n![Forwarding cost](benchmark-cost.svg)\n\n"
+        '| second |\n\n    kernel: "6.18"\n\n'
+        "<!-- end of results -->\ntail\n"
+    )
+    assert (docs / "benchmark.svg").read_text() == "<svg>results.svg</svg>"
+    assert (docs / "benchmark-cost.svg").read_text() == "<svg>fwd_cost.svg</svg>"
