@@ -174,12 +174,14 @@ class LocalEndpoint:
     mtu: int
     fenced: bool = False
     tracked: bool = False
+    identity: int = 0
 
     def pack(self) -> layout.Endpoint:
         """struct endpoint. Raises ValueError where a field is out of range."""
         kind = EndpointKind.FENCED if self.fenced else EndpointKind.LOCAL
         flags = layout.ENDPOINT_TRACKED if self.tracked else 0
-        return _endpoint(kind, self.vmac, self.mtu, ifindex=self.ifindex, port_id=self.port_id, flags=flags)
+        here = {"ifindex": self.ifindex, "port_id": self.port_id}
+        return _endpoint(kind, self.vmac, self.mtu, **here, flags=flags, identity=self.identity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,7 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
     vmac = bytes(raw.vmac.octets)
     if raw.kind != EndpointKind.REMOTE:
         fenced, tracked = raw.kind == EndpointKind.FENCED, bool(raw.flags & layout.ENDPOINT_TRACKED)
-        return LocalEndpoint(vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked)
+        return LocalEndpoint(vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked, raw.identity)
     host = bytes(raw.host.octets)
     claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
     return RemoteEndpoint(claim, raw.mtu, bool(raw.used))

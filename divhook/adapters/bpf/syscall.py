@@ -381,7 +381,8 @@ def link_ifindex(link_fd: int) -> int:
 class TestRun:
     """What a program made of one frame: its verdict (TC_ACT_*, signed), the frame and the mark as it left them.
 
-    target: ifindex where a forwarded frame goes, else 0.
+    target: ifindex where a forwarded frame goes, else 0. flows: FlowClass at the port that it comes from, and at
+    the one that it goes to; 0 where that is not tracked.
     """
 
     __test__ = False
@@ -390,6 +391,7 @@ class TestRun:
     frame: bytes
     mark: int
     target: int
+    flows: tuple[int, int]
 
 
 def run_frame(program_fd: int, frame: bytes, ifindex: int, mark: int, gso_size: int, gso_segs: int) -> TestRun:
@@ -423,5 +425,7 @@ def run_frame(program_fd: int, frame: bytes, ifindex: int, mark: int, gso_size: 
     if code < 0:
         raise os_error("cannot run the program on a test frame", -code)
     out_mark = U32.from_buffer_copy(context_out, SK_BUFF_MARK).value
-    target = U32.from_buffer_copy(context_out, SK_BUFF_CB).value
-    return TestRun(ctypes.c_int32(attr.retval).value, data_out.raw[: attr.data_size_out], out_mark, target)
+    target, outward, inward = (U32 * 3).from_buffer_copy(context_out, SK_BUFF_CB)
+    return TestRun(
+        ctypes.c_int32(attr.retval).value, data_out.raw[: attr.data_size_out], out_mark, target, (outward, inward)
+    )

@@ -383,11 +383,14 @@ __noinline int flow_step(struct __sk_buff *skb, const struct packet *packet, __u
 	return class;
 }
 
-/* For a tracked port, of a packet that is forwarded. The copy keeps the packet in registers where none is tracked. */
+/* For a tracked port, of a packet that is forwarded. The copy keeps the packet in registers where none is tracked. The
+ * class shows in cb, where a test-run can read it: outward in the second word, else in the third. */
 static __always_inline int flow_of(struct __sk_buff *skb, const struct packet *packet, __u32 port_id, __u32 packets,
 				   bool outward)
 {
 	struct packet copy = *packet;
+	int class = flow_step(skb, &copy, port_id, packets, outward);
 
-	return flow_step(skb, &copy, port_id, packets, outward);
+	skb->cb[outward ? 1 : 2] = class;
+	return class;
 }
