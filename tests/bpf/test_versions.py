@@ -22,6 +22,7 @@ from divhook.abi import entries
 from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
 from divhook.adapters.bpf import FROM_GUEST, AttachMode, BpfError, Programs, programs, teardown, versions
 from divhook.core.addressing import parse_address, parse_mac
+from divhook.core.flow import Flow, FlowKey
 from divhook.core.reasons import DropReason as R
 from divhook.core.wire.discovery import Claim
 from divhook.lab.processes import wait_until
@@ -122,6 +123,26 @@ def test_an_upgrade_and_a_downgrade_carry_everything(
     assert last.drop_counters() == {(PORT_ID, R.IPV6_UNSUPPORTED): (2, 2 * len(IPV6))}
     last.close()
     assert filters().count("direct-action") == (mode == "tc")
+
+
+def test_flows_of_tracked_ports_go_on_in_the_tables_that_they_are_in(
+    pin_dir: Path, tap: int, later: Callable[[], AbstractContextManager[Load]]
+) -> None:
+    key = FlowKey(HERE, THERE, 1001, 2002, 6)
+    before = filled(Programs.load(pin_dir), tap)
+    table = before.flows.install(PORT_ID, bound=64)
+    table.put(key, Flow(before.flows.now_s(), opened_by_high=True, answered=True))
+    flow = table.get(key)
+    table.close()
+    before.close()
+    with later() as load:
+        load().close()
+    after = Programs.load(pin_dir, host=host_entry())
+    carried, other = after.flows.table(PORT_ID), after.flows.table(PORT_ID + 1)
+    assert carried is not None
+    assert (dict(carried.items()), other) == ({key: flow}, None)
+    carried.close()
+    after.close()
 
 
 def test_no_frame_meets_no_program_while_they_are_replaced(

@@ -20,6 +20,7 @@ from divhook.adapters.bpf.btf import Btf, BtfError, Field
 from divhook.adapters.bpf.errors import BpfError
 
 NOT_CARRIED = frozenset({"config"})
+_MAP_ID = struct.Struct("=I")
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,28 @@ def _carry_map(old: syscall.MapInfo, fd: int, table: syscall.Map, cpus: int) -> 
     return carried, lost
 
 
+def _carry_tables(old: syscall.MapInfo, fd: int, table: syscall.Map) -> tuple[int, int]:
+    """An array of maps: the same maps, which both versions' programs fill for a moment.
+
+    The kernel takes none of another size; a layout that changes and keeps its size needs another name for the array.
+    """
+    carried = lost = 0
+    source = syscall.Map(table.name, fd, old.key_size, old.value_size)
+    for key in source.all_keys():
+        raw = source.get(key)
+        inner = syscall.map_by_id(_MAP_ID.unpack(raw)[0]) if raw is not None else None
+        if inner is None:
+            continue
+        try:
+            table.put(key, _MAP_ID.pack(inner))
+            carried += 1
+        except BpfError:
+            lost += 1
+        finally:
+            os.close(inner)
+    return carried, lost
+
+
 def carry(directory: Path, maps: Mapping[str, syscall.Map]) -> None:
     """Fill these maps from those of the same names that are pinned in a directory.
 
@@ -104,7 +127,9 @@ def carry(directory: Path, maps: Mapping[str, syscall.Map]) -> None:
         if fd is None:
             continue
         try:
-            carried, lost = _carry_map(syscall.map_info(fd), fd, table, cpus)
+            old = syscall.map_info(fd)
+            tables = old.type == syscall.ARRAY_OF_MAPS
+            carried, lost = _carry_tables(old, fd, table) if tables else _carry_map(old, fd, table, cpus)
             log.info("map %s: %d entries taken over from %s", name, carried, directory)
             if lost:
                 log.warning("map %s: %d entries of %s have no room in this version", name, lost, directory)

@@ -33,6 +33,8 @@ LINK_TYPE_TCX = 11
 
 BATCH = 1024
 """Entries that are read at once: more than any chain of a hash map has."""
+ARRAY_OF_MAPS = 12
+"""enum bpf_map_type"""
 PER_CPU_TYPES = (5, 6, 10)
 """enum bpf_map_type: per-CPU hash, per-CPU array, per-CPU LRU hash."""
 
