@@ -33,9 +33,9 @@ from divhook.core.endpoint import PORT_WIRE
 from divhook.core.wire.checksum import verifies
 
 FRAMES_PER_WORLD = 4_000
-SETTLE = 100
+SETTLE = 200
 """Frames between two looks at counters and maps. Lengths differ: two wrong reasons do not cancel out in bytes."""
-TURN = 300
+TURN = 400
 """Frames between two changes of the world."""
 ASK_USE = 5
 """Of so many frames one shows by itself that it marks a neighbour as used; marks of the others add up."""
@@ -66,11 +66,20 @@ class Referee:
         self.seen: Counter[str] = Counter()
         self.look()
 
-    def look(self) -> None:
-        """Take counters and used neighbours as they are."""
-        self.drops, self.traffic, self.used = self._counters()
+    def look(self, counters: bool = True) -> None:
+        """Take used neighbours as they are, and counters."""
+        self.used = self._used_now()
+        if counters or self.traffic.keys() != self._ports():
+            self.drops, self.traffic = self._counters()
 
-    def _counters(self) -> tuple[dict[tuple[int, int], tuple[int, int]], dict[int, TrafficCount], set[Address]]:
+    def _counters(self) -> tuple[dict[tuple[int, int], tuple[int, int]], dict[int, TrafficCount]]:
+        return dict(self.programs.drop_counters()), {port: self.programs.traffic(port) for port in self._ports()}
+
+    def _ports(self) -> set[int]:
+        return {PORT_WIRE, *(endpoint.port for endpoint in self.world.pipeline.ports.all())}
+
+    def _used_now(self) -> set[Address]:
+        """Neighbours that are marked so; all else in map `endpoints` must be as the world has it."""
         table = self.programs.endpoints()
         used = {address for address, entry in table.items() if isinstance(entry, RemoteEndpoint) and entry.used}
         for address in used:
@@ -80,8 +89,7 @@ class Referee:
             wrong = {a for a in table.keys() | expected.keys() if table.get(a) != expected.get(a)}
             lines = "\n".join(f"{a.hex('.')}: kernel {table.get(a)}, must be {expected.get(a)}" for a in wrong)
             raise DifferenceError(f"map endpoints:\n{lines}")
-        ports = {PORT_WIRE, *(e.port for e in self.world.pipeline.ports.all())}
-        return dict(self.programs.drop_counters()), {port: self.programs.traffic(port) for port in ports}, used
+        return used
 
     def check(self, sent: Sent) -> None:
         """All but counters and maps."""
@@ -148,13 +156,11 @@ class Referee:
 
     def settle(self) -> None:
         """Every counter and the whole map."""
-        now = self._counters()
-        if now != (self.drops, self.traffic, self.used):
-            parts = (
-                (self.drops, now[0]),
-                (self.traffic, now[1]),
-                (dict.fromkeys(self.used, "used"), dict.fromkeys(now[2], "used")),
-            )
+        drops, traffic = self._counters()
+        used = self._used_now()
+        if (drops, traffic, used) != (self.drops, self.traffic, self.used):
+            marks = dict.fromkeys(self.used, "used"), dict.fromkeys(used, "used")
+            parts = ((self.drops, drops), (self.traffic, traffic), marks)
             lines = "\n".join(
                 f"{key}: kernel {kernel.get(key)}, must be {must.get(key)}"
                 for must, kernel in parts
@@ -185,7 +191,7 @@ def play(
                 referee.settle()
             if number % SETTLE == 0:
                 turn(world) if number % TURN == 0 else world.exchange()
-                referee.look()
+                referee.look(counters=number % TURN == 0)
     except DifferenceError as error:
         error.add_note(f"seed {seed!r}, frame {number} of {frames}: {told(sent) if sent else None}")
         raise
