@@ -103,7 +103,8 @@ class CellPolicy:
     exports: frozenset[str] = frozenset()
     defaults: Mapping[DefaultKey, Default] = field(default_factory=dict)
     group_places: Mapping[str, Position] = field(default_factory=dict, compare=False)
-    guest_patterns: tuple[str, ...] = field(init=False)
+    guest_patterns: tuple[str, ...] = field(init=False, compare=False)
+    _bound: dict[Selection, Selection] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         selections = [m for members in self.groups.values() for m in members]
@@ -120,15 +121,21 @@ class CellPolicy:
 
     def groups_of(self, identity: Identity) -> tuple[str, ...]:
         """Groups of this cell that one of its endpoints is in."""
-        return tuple(n for n, members in self.groups.items() if any(m.matches(identity, self.groups) for m in members))
+        return tuple(name for name, members in self.groups.items() if any(m.matches(identity) for m in members))
 
     def exported_groups_of(self, identity: Identity) -> tuple[str, ...]:
         """Those of them that other cells may name."""
         return tuple(name for name in self.groups_of(identity) if name in self.exports)
 
+    def bind(self, selection: Selection) -> Selection:
+        """A selection with the members of the groups that it names."""
+        if selection not in self._bound:
+            self._bound[selection] = selection.bind(self.groups)
+        return self._bound[selection]
+
     def selects(self, endpoints: Iterable[Selection], identity: Identity) -> bool:
         """Whether an endpoint of this cell is one of some."""
-        return any(e.matches(identity, self.groups) for e in endpoints)
+        return any(self.bind(e).matches(identity) for e in endpoints)
 
     def meets(self, peer: Peer, remote: Remote) -> bool:
         """Whether the remote end is a peer."""
@@ -136,8 +143,8 @@ class CellPolicy:
             case Anyone():
                 return True
             case Selection():
-                own = remote.identity is not None and remote.identity.cell == self.cell
-                return own and peer.matches(remote.identity, self.groups)  # type: ignore[arg-type]
+                identity = remote.identity
+                return identity is not None and identity.cell == self.cell and self.bind(peer).matches(identity)
             case CellPeer():
                 return remote.identity is not None and peer.matches(remote.identity)
             case Cidr():

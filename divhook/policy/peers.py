@@ -11,7 +11,7 @@ The text (`str`) of each is canonical: equal texts mean equal peers, and numbers
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 from typing import Any, TypeVar
 
@@ -38,25 +38,45 @@ Fault = tuple[tuple[str | int, ...], str, str]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Endpoints of the policy's own cell. With nothing set: all of them."""
+    """Endpoints of the policy's own cell. With nothing set: all of them.
+
+    members: what the group is made of. Files give the name alone; bind() adds what the cell has under that name, so
+    that a group that is made of something else is another selection.
+    """
 
     subnet: str | None = None
     group: str | None = None
     guest: str | None = None
     labels: Selector | None = None
     exclude: tuple["Selection", ...] = ()
+    members: tuple["Selection", ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False)
 
-    def matches(self, identity: Identity, groups: Mapping[str, tuple["Selection", ...]]) -> bool:
-        """Whether an endpoint of the own cell is one of these. groups: members of every group of the cell."""
+    def __post_init__(self) -> None:
+        parts = (self.subnet, self.group, self.guest, self.labels, self.exclude, self.members)
+        object.__setattr__(self, "_hash", hash(parts))  # once: tables are full of these
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def bind(self, groups: Mapping[str, tuple["Selection", ...]]) -> "Selection":
+        """The same with the members of the groups that it names."""
+        if self.group is None and not self.exclude:
+            return self
+        exclude = tuple(e.bind(groups) for e in self.exclude)
+        return replace(self, exclude=exclude, members=groups[self.group] if self.group else ())
+
+    def matches(self, identity: Identity) -> bool:
+        """Whether an endpoint of the own cell is one of these. Groups must be bound."""
         if self.subnet is not None and (SUBNET_LABEL, self.subnet) not in identity.pairs:
             return False
         if self.guest is not None and (GUEST_LABEL, self.guest) not in identity.pairs:
             return False
-        if self.group is not None and not any(m.matches(identity, groups) for m in groups[self.group]):
+        if self.group is not None and not any(m.matches(identity) for m in self.members):
             return False
         if self.labels is not None and not self.labels.matches(dict(identity.labels)):
             return False
-        return not any(e.matches(identity, groups) for e in self.exclude)
+        return not any(e.matches(identity) for e in self.exclude)
 
     def __str__(self) -> str:
         parts = [f"{name} {value}" for name in ("subnet", "group", "guest") if (value := getattr(self, name))]
@@ -135,6 +155,15 @@ ALL = Selection()
 EXTERNAL = Cidr(EVERYTHING)
 
 T = TypeVar("T")
+
+
+def content_text(peer: Peer) -> str:
+    """Canonical text with what groups are made of: what compiled numbers are hashes of."""
+    if not isinstance(peer, Selection):
+        return str(peer)
+    groups = [f"{s.group}: {'; '.join(str(m) for m in s.members)}" for s in (peer, *peer.exclude) if s.group]
+    return f"{peer}" + (f" with {' and '.join(groups)}" if groups else "")
+
 
 _SELECTION_KEYS = ("subnet", "group", "guest", "labels", "except")
 _MEMBER_KEYS = ("subnet", "guest", "labels", "except")
