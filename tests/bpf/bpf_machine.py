@@ -105,6 +105,28 @@ def read_object(path: Path) -> Code:
     return Code(raw, entries, maps)
 
 
+def stack_bytes(code: Code, program: str) -> int:
+    """What a program's deepest chain of calls takes of the stack, as Linux 6.1 counts: 32 at a time for each."""
+    calls = {at: at + word[4] + 1 for at, word in enumerate(code.instructions) if (word[0], word[2]) == (0x85, 1)}
+    starts = sorted({*code.entries.values(), *calls.values(), len(code.instructions)})
+
+    def deepest(start: int) -> int:
+        end = starts[starts.index(start) + 1]
+        depth, pointers = 1, set()
+        for opcode, dst, src, offset, immediate in code.instructions[start:end]:
+            if (opcode & 7 in (2, 3) and dst == 10) or (opcode & 7 == 1 and src == 10):
+                depth = max(depth, -offset)
+            elif opcode == 0xBF and src == 10:
+                pointers.add(dst)
+            elif opcode == 0x07 and dst in pointers:
+                depth = max(depth, -immediate)
+                pointers.remove(dst)
+        below = max((deepest(target) for at, target in calls.items() if start <= at < end), default=0)
+        return -(-depth // 32) * 32 + below
+
+    return deepest(code.entries[program])
+
+
 def signed(value: int, bits: int) -> int:
     """Two's complement."""
     return value - (1 << bits) if value >> (bits - 1) & 1 else value

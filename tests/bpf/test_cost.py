@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bpf_bench import PORT_ID, Bench, host_entry, port_entry
 from bpf_frames import ADDRESS, OTHER_MAC, OUTSIDE, PEER, PMAC, ROUTER, TCP, UDP, VMAC, arp, ethernet, ipv4, udp
-from bpf_machine import Cost, Machine, read_object
+from bpf_machine import Cost, Machine, read_object, stack_bytes
 
 from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
 from divhook.abi.layout import Flow, FlowKey
@@ -23,6 +23,8 @@ from divhook.core.wire.discovery import Claim
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cost.md"
 INSTRUCTIONS_RATIO = 1.1
 SIZE_RATIO = 1.25
+MAX_STACK_BYTES = 512
+"""Of a chain of calls: MAX_BPF_STACK, linux/filter.h. Later kernels count less for each call than Linux 6.1."""
 
 SAME, ROUTED, BESIDE = bytes((10, 21, 37, 99)), bytes((10, 21, 38, 98)), bytes((10, 21, 37, 77))
 PAYLOAD = udp(1000, 2000, bytes(18))
@@ -107,3 +109,8 @@ def test_a_program_is_no_bigger_than_stated(bench: Bench, program: str) -> None:
     row = f"| {program} | {info.verified} | {info.xlated} |"
     assert info.verified <= verified * SIZE_RATIO, row
     assert info.xlated <= xlated * SIZE_RATIO, row
+
+
+@pytest.mark.parametrize("program", [FROM_GUEST, FROM_WIRE])
+def test_the_stack_is_enough_for_linux_6_1(program: str) -> None:
+    assert stack_bytes(read_object(OBJECT_FILE), program) <= MAX_STACK_BYTES
