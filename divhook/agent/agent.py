@@ -498,4 +498,5 @@ class Agent:
         kept = {subnet: facts for subnet, facts in topology.items() if subnet in used}
         topology.clear()
         topology.update(kept | fresh)
+        self.guests.topology_changed()
         self.dataplane.fastpath.topology_changed(self._loop.time())

@@ -410,6 +410,10 @@ class Guests:
         self._ports.keep_true(self._nics.values())
         self._join_told()
 
+    def topology_changed(self) -> None:
+        """MTUs of subnets may differ."""
+        self._ports.topology_changed(self._nics.values())
+
     def _join_told(self) -> None:
         try:
             self._join()

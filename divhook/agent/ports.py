@@ -133,6 +133,14 @@ class Ports:
         for ifindex in ports.keys() - wanted.keys():
             self._take_off(ifindex, ports[ifindex].port_id)
 
+    def topology_changed(self, nics: Iterable[Nic]) -> None:
+        """Tell core and kernel of ports in subnets that have another MTU now: both compare with the same."""
+        pipeline = self._dataplane.pipeline
+        for nic in nics:
+            endpoint, facts = pipeline.ports.port(nic.port), pipeline.topology.get(nic.placement.id)
+            if endpoint is not None and facts is not None and facts.mtu != endpoint.mtu:
+                _told(self.put, nic, endpoint.state)
+
     def _take_off(self, ifindex: int, port: int) -> None:
         _told(self._dataplane.fastpath.remove_local, port)
         _told(self._programs.detach_port, ifindex)

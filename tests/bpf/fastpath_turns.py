@@ -69,11 +69,7 @@ def subnet_changes(world: World) -> None:
         world.topology[subnet] = world.facts(subnet)
     world.fastpath.topology_changed(world.now)
     world.told = {a for a in world.told if world.plan.locate(a) in world.topology}
-    for place in world.here():
-        assert place.nic is not None
-        endpoint = world.pipeline.ports.port(place.nic.port)
-        if endpoint is not None and place.subnet == subnet:
-            world.put(place, endpoint.state)
+    world.ports.topology_changed(place.nic for place in world.here() if place.nic is not None)
 
 
 def reconciled(world: World) -> None:

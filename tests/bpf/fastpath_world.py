@@ -170,7 +170,7 @@ class World:
             divert_pps=UNLIMITED.packets_per_s, divert_burst=UNLIMITED.burst_packets, dhcp_pps=UNLIMITED.packets_per_s
         )
         configuration = SimpleNamespace(plan=self.plan, host=SimpleNamespace(limits=limits))
-        self._ports = UnlimitedPorts(None, self.programs, shell, configuration, max(MTUS))  # type: ignore[arg-type]
+        self.ports = UnlimitedPorts(None, self.programs, shell, configuration, max(MTUS))  # type: ignore[arg-type]
 
     # ------------------------------------------------------------------ what is there
 
@@ -254,7 +254,7 @@ class World:
 
     def put(self, place: Place, state: PortState) -> None:
         assert place.nic is not None
-        self._ports.put(place.nic, state)
+        self.ports.put(place.nic, state)
         if state in SHOWN_STATES:
             self.told.discard(place.address)
         self._join()
@@ -286,7 +286,7 @@ class World:
 
     def unplug(self, place: Place) -> None:
         assert place.nic is not None
-        self._ports.remove(place.nic)
+        self.ports.remove(place.nic)
         place.nic = None
         self._join()
         self.discovery.withdraw(place.address, self.now, gone=self.rng.random() < 0.5)

@@ -327,6 +327,18 @@ async def test_a_reload_takes_the_cells_but_neither_plan_nor_host_settings(lan: 
 
 
 @story
+async def test_a_changed_mtu_counts_for_guests_that_run_in_core_and_kernel_alike(lan: Lan) -> None:
+    host, web, db = await lan.host(), vm(1), vm(2, place="shop/db")
+    await running(host, web)
+    await running(host, db)
+    host.write("cells/shop.yaml", SHOP_YAML.replace("db: {number: 2}", "db: {number: 2, mtu: 900}"))
+    assert host.agent.reload() == ""
+    assert (host.port(web).mtu, host.port(db).mtu) == (1500, 900)
+    entries = host.programs.endpoints()
+    assert [entries[host.address(each)].mtu for each in (web, db)] == [1500, 900]
+
+
+@story
 async def test_a_changed_address_plan_is_refused_and_the_old_files_stay_in_force(lan: Lan) -> None:
     host, web = await lan.host(), vm(1)
     await running(host, web)
