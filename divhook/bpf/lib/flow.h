@@ -53,6 +53,17 @@ struct transport {
 _Static_assert(sizeof(struct transport) == 14, "transport");
 #define QUOTED_LEN 8 /* bytes of it that an ICMP error quotes: RFC 792 */
 
+/* From where it lies, or a copy where that is not linear. False where the frame has no `needed` bytes there. */
+static __always_inline bool transport_read(struct __sk_buff *skb, __u32 at, __u32 needed, struct transport *transport)
+{
+	const struct transport *start = (void *)(long)skb->data + at;
+
+	if ((void *)(start + 1) > (void *)(long)skb->data_end)
+		return !bpf_skb_load_bytes(skb, at, transport, needed);
+	*transport = *start;
+	return true;
+}
+
 enum flow_event {
 	EVENT_NONE, /* not TCP, or a fragment after the first */
 	EVENT_SYN,
@@ -203,7 +214,7 @@ static __always_inline bool may_report(const struct host_config *host, __be32 re
 
 /* An ICMP error: related where it quotes a packet of a live flow, sent by whom it is told. at: of the quoted header. */
 static __always_inline enum flow_class flow_related(struct __sk_buff *skb, const struct host_config *host,
-						    const struct packet *packet, __u32 at, void *table, __u64 now)
+						    const struct headers *error, __u32 at, void *table, __u64 now)
 {
 	struct transport transport = {};
 	struct flow_key key = {};
@@ -216,8 +227,8 @@ static __always_inline enum flow_class flow_related(struct __sk_buff *skb, const
 		return FLOW_INVALID;
 	header_length = (quoted.version_ihl & 0xf) * 4;
 	if (quoted.version_ihl >> 4 != 4 || header_length < IPV4_MIN_LEN ||
-	    quoted.fragment_be & bpf_htons(IPV4_OFFSET_MASK) || quoted.source_be != packet->destination_be ||
-	    !may_report(host, packet->source_be, quoted.destination_be))
+	    quoted.fragment_be & bpf_htons(IPV4_OFFSET_MASK) || quoted.source_be != error->destination_be ||
+	    !may_report(host, error->source_be, quoted.destination_be))
 		return FLOW_INVALID;
 	from_high = flow_addresses(&key, quoted.source_be, quoted.destination_be, quoted.protocol);
 	if (has_ports(quoted.protocol) || quoted.protocol == PROTOCOL_ICMP) {
@@ -240,24 +251,21 @@ static __always_inline void fragment_key(struct flow_key *key, __be16 id_be, boo
 
 /* What a valid packet is to the flows of a table. Nothing is written but match. */
 static __always_inline enum flow_class flow_judge(struct __sk_buff *skb, const struct host_config *host,
-						  const struct packet *packet, void *table, __u64 now,
+						  const struct headers *header, void *table, __u64 now,
 						  struct flow_match *match)
 {
-	__u32 at = ETH_LEN + packet->header_length;
-	__u32 payload = packet->total_length - packet->header_length;
+	__u32 header_length = (header->version_ihl & 0xf) * 4;
+	__u32 payload = bpf_ntohs(header->total_length_be) - header_length;
+	__u32 at = ETH_LEN + header_length;
 	struct flow_key *key = &match->key;
 	struct transport transport = {};
-	__be16 id_and_offset_be[2];
-	bool later = false, ports = has_ports(packet->protocol) || packet->protocol == PROTOCOL_ICMP;
+	__u8 protocol = header->protocol;
+	bool ports = has_ports(protocol) || protocol == PROTOCOL_ICMP;
+	bool later = ports && header->fragment_be & bpf_htons(IPV4_OFFSET_MASK);
 
-	match->from_high = flow_addresses(key, packet->source_be, packet->destination_be, packet->protocol);
-	if (packet->fragment && ports) {
-		if (bpf_skb_load_bytes(skb, ETH_LEN + 4, id_and_offset_be, sizeof(id_and_offset_be)))
-			return FLOW_INVALID;
-		match->id_be = id_and_offset_be[0];
-		later = id_and_offset_be[1] & bpf_htons(IPV4_OFFSET_MASK);
-		match->first = !later;
-	}
+	match->from_high = flow_addresses(key, header->source_be, header->destination_be, protocol);
+	match->first = ports && !later && header->fragment_be & bpf_htons(IPV4_MORE_FRAGMENTS);
+	match->id_be = header->id_be;
 	if (later) {
 		struct flow *fragments;
 
@@ -268,8 +276,8 @@ static __always_inline enum flow_class flow_judge(struct __sk_buff *skb, const s
 		key->low_port_be = fragments->fragments_low_port_be;
 		key->high_port_be = fragments->fragments_high_port_be;
 		key->kind = fragments->fragments_kind;
-	} else if (packet->protocol == PROTOCOL_TCP) {
-		if (payload < TCP_LEN || bpf_skb_load_bytes(skb, at, &transport, sizeof(transport)))
+	} else if (protocol == PROTOCOL_TCP) {
+		if (payload < TCP_LEN || !transport_read(skb, at, sizeof(transport), &transport))
 			return FLOW_INVALID;
 		match->event = tcp_event(transport.flags);
 		if (match->event == EVENT_FORBIDDEN || transport.data_offset >> 4 < TCP_LEN / 4)
@@ -277,10 +285,10 @@ static __always_inline enum flow_class flow_judge(struct __sk_buff *skb, const s
 		match->opens = match->event == EVENT_SYN;
 		flow_ports(key, &transport, match->from_high);
 	} else if (ports) {
-		if (payload < (packet->protocol == PROTOCOL_SCTP ? SCTP_LEN : UDP_LEN) ||
-		    bpf_skb_load_bytes(skb, at, &transport, UDP_LEN))
+		if (payload < (protocol == PROTOCOL_SCTP ? SCTP_LEN : UDP_LEN) ||
+		    !transport_read(skb, at, UDP_LEN, &transport))
 			return FLOW_INVALID;
-		if (packet->protocol != PROTOCOL_ICMP) {
+		if (protocol != PROTOCOL_ICMP) {
 			match->opens = true;
 			flow_ports(key, &transport, match->from_high);
 		} else if (flow_echo(key, &transport, match->from_high)) {
@@ -290,7 +298,7 @@ static __always_inline enum flow_class flow_judge(struct __sk_buff *skb, const s
 
 			if (type != ICMP_UNREACHABLE && type != ICMP_TIME_EXCEEDED && type != ICMP_PARAMETER)
 				return FLOW_UNTRACKED;
-			return flow_related(skb, host, packet, at + ICMP_LEN, table, now);
+			return flow_related(skb, host, header, at + ICMP_LEN, table, now);
 		}
 	} else {
 		match->opens = true;
@@ -311,15 +319,15 @@ static __always_inline __u64 identity_of(__be32 address_be)
 }
 
 /* Keep what a packet of class NEW, ESTABLISHED or REPLY has told. outward: the table is that of its source. */
-static __always_inline void flow_note(const struct packet *packet, void *table, __u64 now,
+static __always_inline void flow_note(const struct headers *header, void *table, __u64 now,
 				      const struct flow_match *match, enum flow_class class, __u32 packets, bool outward)
 {
 	if (class == FLOW_NEW) {
 		struct flow fresh = {
 			.seen_ticks = now,
-			.local_identity = identity_of(outward ? packet->source_be : packet->destination_be),
-			.remote_identity = identity_of(outward ? packet->destination_be : packet->source_be),
-			.counts = {{.packets = packets, .bytes = packet->total_length}},
+			.local_identity = identity_of(outward ? header->source_be : header->destination_be),
+			.remote_identity = identity_of(outward ? header->destination_be : header->source_be),
+			.counts = {{.packets = packets, .bytes = bpf_ntohs(header->total_length_be)}},
 			.tcp = {tcp_sent(FLOW_TCP_NONE, match->event)},
 			.flags = match->from_high ? FLOW_OPENED_BY_HIGH : 0,
 		};
@@ -333,7 +341,7 @@ static __always_inline void flow_note(const struct packet *packet, void *table, 
 		if (flow->seen_ticks != now)
 			flow->seen_ticks = now;
 		count->packets += packets;
-		count->bytes += packet->total_length;
+		count->bytes += bpf_ntohs(header->total_length_be);
 		if (match->event != EVENT_NONE) {
 			__u8 opener = flow->tcp[0], other = flow->tcp[1];
 			__u8 opener_next = reply ? tcp_heard(opener, match->event) : tcp_sent(opener, match->event);
@@ -363,33 +371,33 @@ static __always_inline void flow_note(const struct packet *packet, void *table, 
 
 /*
  * A valid packet, in an untagged frame, from or to (outward: from) a tracked port; packets: segments of it. Returns
- * enum flow_class; what it tells is kept. A verdict on the class belongs between judge and note.
+ * enum flow_class; what it tells is kept. A verdict on the class belongs between judge and note. The header is read
+ * again: what is not passed need not be kept at hand where no port is tracked.
  * Not static: so the verifier walks it once.
  */
-__noinline int flow_step(struct __sk_buff *skb, const struct packet *packet, __u32 port_id, __u32 packets, bool outward)
+__noinline int flow_step(struct __sk_buff *skb, __u32 port_id, __u32 packets, bool outward)
 {
 	__u32 only = 0, slot = port_id % MAX_PORTS;
 	const struct host_config *host = bpf_map_lookup_elem(&config, &only);
 	void *table = bpf_map_lookup_elem(&flows, &slot);
 	__u64 now = bpf_jiffies64();
 	struct flow_match match = {};
+	const struct headers *header = (void *)(long)skb->data; /* linear, for whoever forwards */
 	enum flow_class class;
 
-	if (!packet || !host || !table)
+	if (!host || !table || (void *)(header + 1) > (void *)(long)skb->data_end)
 		return FLOW_INVALID;
-	class = flow_judge(skb, host, packet, table, now, &match);
+	class = flow_judge(skb, host, header, table, now, &match);
 	if (class == FLOW_NEW || class == FLOW_ESTABLISHED || class == FLOW_REPLY)
-		flow_note(packet, table, now, &match, class, packets, outward);
+		flow_note(header, table, now, &match, class, packets, outward);
 	return class;
 }
 
-/* For a tracked port, of a packet that is forwarded. The copy keeps the packet in registers where none is tracked. The
- * class shows in cb, where a test-run can read it: outward in the second word, else in the third. */
-static __always_inline int flow_of(struct __sk_buff *skb, const struct packet *packet, __u32 port_id, __u32 packets,
-				   bool outward)
+/* For a tracked port, of a packet that is forwarded. The class shows in cb, where a test-run can read it: outward in the
+ * second word, else in the third. */
+static __always_inline int flow_of(struct __sk_buff *skb, __u32 port_id, __u32 packets, bool outward)
 {
-	struct packet copy = *packet;
-	int class = flow_step(skb, &copy, port_id, packets, outward);
+	int class = flow_step(skb, port_id, packets, outward);
 
 	skb->cb[outward ? 1 : 2] = class;
 	return class;

@@ -128,9 +128,9 @@ static __always_inline int forward_from_guest(struct __sk_buff *skb, const struc
 	if (!start)
 		return NOT_KNOWN;
 	if (port->flags & PORT_TRACKED)
-		flow_of(skb, packet, port->port_id, packets, true);
+		flow_of(skb, port->port_id, packets, true);
 	if (endpoint->flags & ENDPOINT_TRACKED)
-		flow_of(skb, packet, endpoint->port_id, packets, false);
+		flow_of(skb, endpoint->port_id, packets, false);
 	count_from(port->port_id, packets, bytes);
 	if (endpoint->kind == ENDPOINT_REMOTE) {
 		endpoint_used(endpoint);
@@ -172,7 +172,7 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 	if (!start)
 		return NOT_KNOWN;
 	if (local->flags & ENDPOINT_TRACKED)
-		flow_of(skb, packet, local->port_id, packets, false);
+		flow_of(skb, local->port_id, packets, false);
 	endpoint_used(sender);
 	mac_copy(&start->ethernet.destination, &local->vmac);
 	if (same_subnet(host, packet->source_be, packet->destination_be))
