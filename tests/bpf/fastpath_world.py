@@ -56,6 +56,8 @@ TAPS = tuple(f"t{number}" for number in range(8))
 MAKE_TAPS = " && ".join(f"ip link add t{n} type veth peer name t{n + 1}" for n in range(0, len(TAPS), 2))
 FIRST_PORT_ID = 0x1A2B
 MTUS = (1500, 1500, 1400, 576, 2000)
+TRACKED, FLOWS = 3, 64
+"""Every third port is tracked, with room for so many flows."""
 START_S = 1_000.0
 WALL_US = 1_700_000_000_000_000
 KNOWN_STATES = {NeighbourState.REACHABLE, NeighbourState.PROBE}
@@ -77,10 +79,10 @@ class Place:
 
 
 class UnlimitedPorts(Ports):
-    """The agent's, with token buckets that are never empty."""
+    """The agent's, with token buckets that are never empty; some are tracked, which changes no frame."""
 
     def _entry(self, nic: Nic, state: PortState) -> PortEntry:
-        return replace(super()._entry(nic, state), arp_rate=UNLIMITED)
+        return replace(super()._entry(nic, state), arp_rate=UNLIMITED, tracked=nic.port % TRACKED == 0)
 
 
 def subnets_of(plan: AddressPlan) -> list[SubnetId]:
@@ -149,6 +151,7 @@ class World:
         for ifindex, entry in self.programs.ports().items():
             self.programs.remove_port(ifindex)
             self.programs.forget_port_counters(entry.port_id)
+            self.programs.flows.remove(entry.port_id)
         self.programs.forget_port_counters(PORT_WIRE)
         for address in list(self.programs.endpoints()):
             self.programs.remove_endpoint(address)
@@ -272,6 +275,8 @@ class World:
         nic = Nic(place.guest, f"uuid-{place.guest}", placement, place.vmac, fixed=True, address=place.address)  # type: ignore[arg-type]
         nic.port, nic.ifindex = self._port_id, self.rng.choice(free)
         place.nic = nic
+        if nic.port % TRACKED == 0:
+            self.programs.flows.install(nic.port, FLOWS).close()
         self.put(place, state)
         if state is PortState.TENTATIVE:
             self.discovery.tentative(place.address, place.vmac, nic.guest_id, 0, None, self.now)
@@ -287,6 +292,7 @@ class World:
     def unplug(self, place: Place) -> None:
         assert place.nic is not None
         self.ports.remove(place.nic)
+        self.programs.flows.remove(place.nic.port)
         place.nic = None
         self._join()
         self.discovery.withdraw(place.address, self.now, gone=self.rng.random() < 0.5)
