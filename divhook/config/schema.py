@@ -15,6 +15,10 @@ SCHEMAS: dict[str, tuple[type[BaseModel], str]] = {
 
 def schema_text(name: str) -> str:
     """The schema of `host` or `cell` as JSON text with a final newline."""
-    model, title = SCHEMAS[name]
+    return model_schema_text(*SCHEMAS[name])
+
+
+def model_schema_text(model: type[BaseModel], title: str) -> str:
+    """The schema of a model as JSON text with a final newline."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | model.model_json_schema() | {"title": title}
     return json.dumps(schema, indent=2, ensure_ascii=False, sort_keys=True) + "\n"

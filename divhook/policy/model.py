@@ -104,16 +104,17 @@ class RelationDefaults(_Model):
     """The other end is outside the virtual address space."""
 
 
-_DEFAULT_SCHEMA: dict[str, Any] = {"anyOf": [{"enum": ["allow", "deny"]}, {"$ref": "#/$defs/RelationDefaults"}]}
-DirectionDefaults = Annotated[RelationDefaults, BeforeValidator(_parse_default)]
+_ACTION = {"enum": ["allow", "deny"]}
+_DEFAULT_SCHEMA = {"anyOf": [_ACTION, _object([], subnet=_ACTION, cell=_ACTION, external=_ACTION)]}
+DirectionDefaults = Annotated[RelationDefaults, BeforeValidator(_parse_default), WithJsonSchema(_DEFAULT_SCHEMA)]
 
 
 class Defaults(_Model):
     """What holds where no rule speaks. `ingress: deny` is short for all three."""
 
-    ingress: DirectionDefaults = Field(default=RelationDefaults(), json_schema_extra=_DEFAULT_SCHEMA)
+    ingress: DirectionDefaults = Field(default_factory=RelationDefaults)
     """To these endpoints."""
-    egress: DirectionDefaults = Field(default=RelationDefaults(), json_schema_extra=_DEFAULT_SCHEMA)
+    egress: DirectionDefaults = Field(default_factory=RelationDefaults)
     """From these endpoints."""
 
 
@@ -150,7 +151,7 @@ class IngressModel(_RuleModel):
 
     from_: Peers = Field(alias="from")
     """Who may or may not reach them: any, cell, external, or a list of peers."""
-    to: Endpoints = (ALL,)
+    to: Endpoints = Field(default_factory=lambda: (ALL,), json_schema_extra={"default": "cell"})
     """Endpoints of the cell that the rule is for. Without it: all."""
 
     @property
@@ -167,7 +168,7 @@ class IngressModel(_RuleModel):
 class EgressModel(_RuleModel):
     """A rule for what leaves endpoints of the cell."""
 
-    from_: Endpoints = Field(default=(ALL,), alias="from", json_schema_extra={"default": "cell"})
+    from_: Endpoints = Field(default_factory=lambda: (ALL,), alias="from", json_schema_extra={"default": "cell"})
     """Endpoints of the cell that the rule is for. Without it: all."""
     to: Peers
     """Whom they may or may not reach: any, cell, external, or a list of peers."""
@@ -188,7 +189,7 @@ class PolicyFile(_Model):
 
     cell: Name
     """The cell that the file belongs to; the file's path says the same."""
-    defaults: Defaults = Defaults()
+    defaults: Defaults = Field(default_factory=Defaults)
     """What holds where no rule speaks."""
     subnets: dict[Name, Defaults] = Field(default_factory=dict)
     """Other defaults for the endpoints of single subnets."""
