@@ -5,7 +5,6 @@ on B in web, whose NIC has no offload at all.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +15,8 @@ from lab_cast import listing
 
 from divhook.lab.demo import trace
 from divhook.lab.guest import GuestSpec, LabGuest, Nic, domain_xml
-from divhook.lab.host import FASTPATH_VARIABLE, LabHost
+from divhook.lab.host import LabHost
 from divhook.lab.lab import Lab
-
-FAST = os.environ.get(FASTPATH_VARIABLE) != "off"
 
 CELL = """\
 cell: shop
@@ -184,7 +181,7 @@ def test_guests_have_negotiated_offloads_and_the_bare_one_none(guests: dict[str,
 
 @pytest.mark.parametrize(("one", "other"), WAYS)
 def test_stream_arrives_whole_in_segments_that_nobody_has_cut(
-    guests: dict[str, LabGuest], one: str, other: str
+    guests: dict[str, LabGuest], fastpath: bool, one: str, other: str
 ) -> None:
     sender, receiver = guests[one], guests[other]
     refused = errors(sender), errors(receiver)
@@ -193,7 +190,7 @@ def test_stream_arrives_whole_in_segments_that_nobody_has_cut(
     after = Crossing.total(sender, receiver)
     assert (errors(sender), errors(receiver)) == refused
     assert mean(after.came, before.came) > 2 * MTU
-    if FAST:  # else the agent sends segments one by one
+    if fastpath:  # else the agent sends segments one by one
         assert mean(after.went, before.went) > 2 * MTU
         assert sender.host is receiver.host or mean(after.crossed, before.crossed) > 2 * MTU
         assert after.seen_by_agents == before.seen_by_agents
