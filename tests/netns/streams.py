@@ -86,26 +86,33 @@ while True:
 
 @dataclass
 class Transfers:
-    """TCP segments that the guests sent, and those that they sent again."""
+    """TCP segments that the guests sent, and those that they sent again.
+
+    needless: that the receiver had already, as it says itself (DSACK, RFC 2883): the first was late, not lost.
+    """
 
     segments: int = 0
     again: int = 0
+    needless: int = 0
+
+    @property
+    def lost(self) -> int:
+        return max(self.again - self.needless, 0)
 
     def __str__(self) -> str:
-        return f"{self.segments} TCP segments, {self.again} sent again"
+        return f"{self.segments} TCP segments, {self.again} sent again, {self.needless} of them needlessly"
 
 
-def _tcp_counters(bench: BareBench, guests: Sequence[str]) -> tuple[int, int]:
-    segments = again = 0
+def _tcp_counters(bench: BareBench, guests: Sequence[str]) -> Transfers:
+    found = Transfers()
     for guest in guests:
-        names, values = (
-            line.split()
-            for line in bench.guest(guest).exec("cat", "/proc/net/snmp").stdout.splitlines()
-            if line.startswith("Tcp:")
-        )
-        found = dict(zip(names, values, strict=True))
-        segments, again = segments + int(found["OutSegs"]), again + int(found["RetransSegs"])
-    return segments, again
+        lines = bench.guest(guest).exec("cat", "/proc/net/snmp", "/proc/net/netstat").stdout.splitlines()
+        pairs = zip(lines[::2], lines[1::2], strict=True)
+        counters = {k: v for names, values in pairs for k, v in zip(names.split(), values.split(), strict=True)}
+        found.segments += int(counters["OutSegs"])
+        found.again += int(counters["RetransSegs"])
+        found.needless += int(counters["TCPDSACKRecv"]) + int(counters["TCPDSACKOfoRecv"])
+    return found
 
 
 @contextmanager
@@ -123,7 +130,8 @@ def transferring(bench: BareBench, pairs: Sequence[Pair], bytes_per_s: int) -> I
         before = _tcp_counters(bench, guests)
         yield found
         after = _tcp_counters(bench, guests)
-    found.segments, found.again = after[0] - before[0], after[1] - before[1]
+    for name in ("segments", "again", "needless"):
+        setattr(found, name, getattr(after, name) - getattr(before, name))
 
 
 def _end(process: "subprocess.Popen[str]") -> dict[str, Any]:
