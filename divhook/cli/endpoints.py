@@ -10,8 +10,8 @@ List the guest NICs that this host's agent serves, with their place, address, ta
 States: tentative (the address is being confirmed), active, incoming (a guest that is moving here), fenced (another
 host holds a better claim to the address: nothing passes). SOURCE is what put the NIC there.
 SENT and RECEIVED are frames/bytes as the guest sees them, kernel and agent together: sent ones also where they were
-dropped after (`divhook drops`). What the agent itself sent to a guest is counted since the agent's start, the rest since
-the guest's."""
+dropped after (`divhook drops`). What the agent itself sent to a guest is counted since the agent's start, the rest
+since the guest's."""
 EXAMPLES = """\
 examples:
   divhook endpoints
