@@ -126,7 +126,8 @@ def _cut(pick: Pick, source: Address, destination: Address) -> bytes:
 def _error(pick: Pick, source: Address, destination: Address) -> bytes:
     """About a packet that went the other way, mostly."""
     to = pick((source,) * 5 + (FAR, BESIDE))
-    quoted = whole(pick, destination, to, **pick(({}, {}, {"options": _NO_OPERATIONS}, _fragment(pick))))
+    sent_by, to = pick(((destination, to),) * 5 + ((to, destination),))
+    quoted = whole(pick, sent_by, to, **pick(({}, {}, {"options": _NO_OPERATIONS}, _fragment(pick))))
     quoted = quoted[: pick((len(quoted),) * 5 + (28, 27, 20, 19, 0))]
     if quoted:
         quoted = bytes((pick((quoted[0],) * 8 + (0x44, 0x65, 0x4F)),)) + quoted[1:]

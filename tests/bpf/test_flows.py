@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import bpf_frames as f
 import pytest
 from bpf_bench import PORT_ID, Bench
-from bpf_flows import BESIDE_ID, FlowBench, entries
-from flow_packets import ACK, BESIDE, FAR, SYN, TCP, WEB, echo, ip, segment, tcp, udp
+from bpf_flows import BESIDE_ID, SLACK_S, FlowBench, entries
+from flow_packets import ACK, BESIDE, FAR, SYN, TCP, UDP, WEB, echo, ip, segment, tcp, udp
 
 from divhook.abi import layout
 from divhook.abi.flow_entries import pack_flow, pack_flow_key, unpack_flow, unpack_flow_key
@@ -76,6 +76,15 @@ def test_bytes_after_the_packet_do_not_count(flows: FlowBench) -> None:
     assert flow.counts[0] == FlowCount(1, len(packet))
 
 
+def test_later_fragments_do_not_prolong_the_memory_of_their_first(flows: FlowBench) -> None:
+    assert flows.check(udp(WEB, FAR, 999, 53, identification=7, more_fragments=True)) == [NEW]
+    classes = []
+    for _ in range(2):
+        flows.age(20)
+        classes += flows.check(ip(WEB, FAR, UDP, bytes(16), identification=7, fragment_offset=16))
+    assert classes == [ESTABLISHED, INVALID]
+
+
 # the adapter
 
 
@@ -122,6 +131,12 @@ def test_clock_is_that_of_the_entries(flows: FlowBench) -> None:
     (flow,) = entries(flows.tables[WEB]).values()
     assert before <= flow.seen_s <= flows.programs.flows.now_s()
     assert kernel_ticks_per_s() in (100, 250, 300, 1000)
+
+
+def test_entry_of_a_cpu_that_is_ahead_is_live(flows: FlowBench) -> None:
+    flows.check(udp(WEB, FAR, 999, 53))
+    flows.age(-SLACK_S)
+    assert flows.run(udp(FAR, WEB, 53, 999)).flows == (0, REPLY)
 
 
 def test_bound_leaves_each_cpu_its_share() -> None:

@@ -302,6 +302,11 @@ def test_guest_cannot_report_on_a_flow_of_others(web: Tracker) -> None:
     assert web.see(icmp_error(BESIDE, WEB, out(SYN)), icmp_error(OTHER_SUBNET, WEB, out(SYN))) == [INVALID, INVALID]
 
 
+def test_error_is_only_for_the_sender_of_what_it_quotes(web: Tracker) -> None:
+    web.see(udp(WEB, FAR, 999, 53), udp(FAR, WEB, 53, 999))
+    assert web.see(icmp_error(ROUTER, WEB, udp(FAR, WEB, 53, 999))) == [INVALID]
+
+
 WRONG_QUOTES = {
     "sent by another": udp(BESIDE, FAR, 999, 53),
     "of another flow": udp(WEB, FAR, 999, 54),
