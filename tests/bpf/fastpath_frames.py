@@ -155,7 +155,7 @@ class Frames:
         rng, world, plan = self._rng, self._world, self._world.plan
         roll = rng.random()
         if roll < 0.8:
-            own = [p for p in world.places if p.subnet.cell == place.subnet.cell]
+            own = [p for p in world.places if p.subnet.cell == place.subnet.cell and p is not place] or world.places
             told = sorted(world.told)
             if told and roll < 0.35:
                 return rng.choice(told)

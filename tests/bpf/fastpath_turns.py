@@ -14,6 +14,8 @@ from divhook.core.wire.discovery import Message, MessageType
 def turn(world: World) -> None:
     """Something happens, or several things, or nothing; time goes on."""
     rng = world.rng
+    if not world.fast:  # soon on again
+        agent_restarts(world)
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
         rng.choice(TURNS)(world)
         world.sync()

@@ -158,7 +158,7 @@ class World:
 
     def boot(self) -> None:
         """An agent, of which nothing is told yet. fast: its file does not say `fastpath: off`."""
-        self.fast = self.rng.random() > 0.05
+        self.fast = self.rng.random() > 0.25
         host = host_entry(plan=self.plan, fastpath=self.fast)
         self.programs.configure(host)
         self.uplink = host.uplink_ifindex
