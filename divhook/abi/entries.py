@@ -186,11 +186,15 @@ class LocalEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class RemoteEndpoint:
-    """Map `endpoints`: a neighbour, as discovery has it. used: whether a frame has passed since this was written."""
+    """Map `endpoints`: a neighbour, as discovery has it. used: whether a frame has passed since this was written.
+
+    heard: whether one came from it.
+    """
 
     claim: Claim
     mtu: int
     used: bool = False
+    heard: bool = False
 
     def pack(self) -> layout.Endpoint:
         """struct endpoint. Raises ValueError where a field is out of range."""
@@ -204,7 +208,7 @@ class RemoteEndpoint:
             guest_id=claim.guest_id,
             identity=claim.identity,
             host=packed_mac(claim.host),
-            used=int(self.used),
+            used=layout.ENDPOINT_USED * self.used | layout.ENDPOINT_HEARD * self.heard,
         )
 
 
@@ -225,7 +229,8 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
         return LocalEndpoint(vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked, raw.identity)
     host = bytes(raw.host.octets)
     claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
-    return RemoteEndpoint(claim, raw.mtu, bool(raw.used))
+    used, heard = raw.used & layout.ENDPOINT_USED, raw.used & layout.ENDPOINT_HEARD
+    return RemoteEndpoint(claim, raw.mtu, bool(used), bool(heard))
 
 
 @dataclass(frozen=True, slots=True)

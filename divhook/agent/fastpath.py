@@ -52,6 +52,7 @@ class FastPath:
         self._waiting: dict[Address, float] = {}  # to be published, and since when; as many as frames held in the queue
         self._full = False
         discovery.used_elsewhere = self.took_use
+        discovery.heard_elsewhere = self.heard
 
     def __len__(self) -> int:
         """Neighbours that the kernel knows."""
@@ -154,8 +155,13 @@ class FastPath:
         entry = self._programs.endpoint(address) if address in self._published else None
         if not isinstance(entry, RemoteEndpoint) or not entry.used:
             return False
-        self._programs.set_endpoint(address, replace(entry, used=False))
+        self._programs.set_endpoint(address, replace(entry, used=False, heard=False))
         return True
+
+    def heard(self, address: Address) -> bool:
+        """Whether the programs have forwarded a frame from a neighbour since `took_use` was last asked."""
+        entry = self._programs.endpoint(address) if address in self._published else None
+        return isinstance(entry, RemoteEndpoint) and entry.heard
 
     # ------------------------------------------------------------------ a restarted agent
 

@@ -164,6 +164,10 @@ struct port {
 	struct rate rates[BUCKETS]; /* by enum port_bucket */
 };
 
+/* endpoint.used */
+#define ENDPOINT_USED 1  /* a frame to or from it has passed here */
+#define ENDPOINT_HEARD 2 /* one came from it: its host is there */
+
 enum endpoint_kind {
 	ENDPOINT_REMOTE = 1, /* on another host; usable as discovery has it */
 	ENDPOINT_LOCAL = 2,  /* behind an active port of this host */
@@ -185,7 +189,7 @@ struct endpoint {
 	struct mac vmac;
 	struct mac host;  /* remote: pmac of its host */
 	__u32 ifindex;	  /* local: its tap */
-	__u32 used;	  /* remote: 1 once a frame to or from it has passed here; the agent clears it */
+	__u32 used;	  /* remote: ENDPOINT_USED, ENDPOINT_HEARD: set by the programs, cleared by the agent */
 	__u16 port_id;	  /* local */
 	__u16 mtu;	  /* bytes of an IP packet in its subnet */
 	__u8 kind;

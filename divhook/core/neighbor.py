@@ -36,6 +36,7 @@ class NeighbourEvent(Enum):
     IDLE = auto()  # lifetime over, not used within it
     USED = auto()  # needed for a frame (or lifetime over and used within it)
     SILENT = auto()  # no answer to the last question
+    HEARD = auto()  # no answer either, but frames from its host: the host is there, its agent is not
     DENIED = auto()  # its host says that it does not hold the address
 
 
@@ -60,6 +61,7 @@ TRANSITIONS: TransitionTable[NeighbourState, NeighbourEvent] = TransitionTable(
             _E.CONFIRMED: _S.REACHABLE,
             _E.HINTED: _S.STALE,
             _E.SILENT: _S.FAILED,
+            _E.HEARD: _S.REACHABLE,
             _E.DENIED: _S.FAILED,
         },
         _S.FAILED: {_E.CONFIRMED: _S.REACHABLE, _E.HINTED: _S.STALE, _E.USED: _S.INCOMPLETE},
@@ -87,6 +89,7 @@ class Neighbour:
     gone: bool = False  # its host gave this very claim up
     used_s: float = float("-inf")
     confirmed_s: float = float("-inf")
+    heard_s: float = float("-inf")  # a frame from its host, with this address as its source
     retry_at_s: float = float("-inf")  # FAILED: no question before this
     negative_s: float = 0.0  # FAILED: length of that wait, doubling
     due_s: float = float("inf")  # end of a REACHABLE entry's lifetime, or of a FAILED one's memory

@@ -126,7 +126,7 @@ MUTANTS = {
     "local addresses from the wire": wire("if (sender->kind != ENDPOINT_REMOTE)", "if (false)"),
     "any host may speak for a neighbour": wire("!mac_equal(source, &sender->host) ||", ""),
     "no MTU from the wire": wire("local->mtu", "65535"),
-    "use by the wire is not noted": wire("endpoint_used(sender);", ""),
+    "use by the wire is not noted": wire("endpoint_heard(sender);", ""),
     "a neighbour's own MAC across subnets": wire(
         "if (same_subnet(host, packet->source_be, packet->destination_be))", "if (true)"
     ),

@@ -83,7 +83,7 @@ class Referee:
         table = self.programs.endpoints()
         used = {address for address, entry in table.items() if isinstance(entry, RemoteEndpoint) and entry.used}
         for address in used:
-            table[address] = replace(table[address], used=False)
+            table[address] = replace(table[address], used=False, heard=False)
         expected = self.world.endpoints()
         if table != expected:
             wrong = {a for a in table.keys() | expected.keys() if table.get(a) != expected.get(a)}

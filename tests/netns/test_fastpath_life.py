@@ -56,6 +56,16 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("stream"))
 
 
+def changed(directory: Path, module: str, setting: str, value: str) -> Path:
+    """A copy of the package with another default; what PYTHONPATH needs."""
+    shutil.copytree(Path(divhook.__file__).parent, directory / "divhook", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (directory / "divhook" / module).read_text()
+    assert text.count(setting) == 1
+    name = setting.rpartition(" = ")[0]
+    (directory / "divhook" / module).write_text(text.replace(setting, f"{name} = {value}"))
+    return directory
+
+
 def versions(host: LabHost) -> str:
     """Names of the directories of pins."""
     return " ".join(host.exec("ls", "/sys/fs/bpf/divhook").stdout.split())
@@ -135,6 +145,33 @@ def test_while_its_agent_is_away_a_host_forwards_what_it_knows_and_nothing_else(
         assert wait_for(lambda pair=(source, target): life.ping(*pair, 1, wait_s=1).received == 1, 10), (source, target)
 
 
+@pytest.fixture(scope="module")
+def forgetful(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package with neighbours that live 3 s."""
+    return changed(tmp_path_factory.mktemp("forgetful"), "core/discovery/limits.py", "reachable_s: float = 60.0", "3.0")
+
+
+def test_flows_outlive_many_lifetimes_without_the_agent_of_one_end(
+    life: BareBench, binary: Path, forgetful: Path, fastpath: bool
+) -> None:
+    """The other end's agent hears nothing from it any more, but its frames."""
+    if not fastpath:
+        return  # no flow outlives an agent
+    hosts = [life.lab.host(name) for name in "AB"]
+    for host in hosts:
+        restart(host, signal.SIGTERM, forgetful)
+    for source, target in PAIRS:
+        assert life.ping(source, target, 3).received == 3
+    with streaming(life, binary, PAIRS, 200) as streams:
+        time.sleep(4)
+        hosts[0].agent_stop(signal.SIGKILL)
+        time.sleep(20)
+        restart(hosts[0], signal.SIGKILL)
+        time.sleep(1)
+    restart(hosts[1], signal.SIGTERM)
+    check(streams)
+
+
 def move(life: BareBench, name: str, source: LabHost, target: LabHost) -> None:
     """The guest runs on another host from now on: its veth goes there, and each libvirt tells what it runs."""
     guest = life.guest(name)
@@ -187,13 +224,7 @@ TRACES = {
 @pytest.fixture(scope="module")
 def by_filters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as it is on a kernel without tcx links."""
-    directory = tmp_path_factory.mktemp("filters")
-    shutil.copytree(Path(divhook.__file__).parent, directory / "divhook", ignore=shutil.ignore_patterns("__pycache__"))
-    module = directory / "divhook" / "adapters" / "bpf" / "programs.py"
-    text = module.read_text()
-    assert text.count('mode: AttachMode = "auto"') == 1
-    module.write_text(text.replace('mode: AttachMode = "auto"', 'mode: AttachMode = "tc"'))
-    return directory
+    return changed(tmp_path_factory.mktemp("filters"), "adapters/bpf/programs.py", 'mode: AttachMode = "auto"', '"tc"')
 
 
 def test_teardown_leaves_no_program_no_map_no_link_and_no_rule_however_they_were_attached(

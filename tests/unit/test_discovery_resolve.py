@@ -162,6 +162,24 @@ def test_silent_host_fails_after_three_probes_in_six_seconds_and_the_next_frame_
     assert wire.hosts[HOST_B].messages_to_send()[0].type is MessageType.REQUEST
 
 
+@pytest.mark.parametrize("by", ["agent", "cache"])
+def test_silent_host_whose_frames_still_come_is_believed_until_they_end(wire, by):
+    ask(wire)
+    wire.settle()
+    wire.cut = {HOST_A}
+    heard = wire.hosts[HOST_B]
+    heard.used_elsewhere = lambda address: True
+    for _ in range(300):
+        heard.heard_elsewhere = lambda address: by == "cache"
+        if by == "agent":
+            assert heard.check_source(HOST_A, WEB, DB, wire.now) is Outcome.DELIVER
+        wire.run(1)
+    assert entry(wire).found is not None
+    heard.heard_elsewhere = lambda address: False
+    wire.run(68)
+    assert entry(wire).state is NeighbourState.FAILED
+
+
 def test_frames_held_per_destination_are_bounded(wire):
     wire.cut = {HOST_A}
     outcomes = [ask(wire, n) for n in range(66)]

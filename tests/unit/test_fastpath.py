@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ class FakeDiscovery:
     def __init__(self) -> None:
         self.neighbours: dict[Address, Neighbour] = {}
         self.used_elsewhere: Any = None
+        self.heard_elsewhere: Any = None
         self.adopts: set[Address] = set()
         self.adopted: list[tuple[Claim, float]] = []
 
@@ -166,6 +168,19 @@ def test_use_is_told_once_and_only_of_neighbours() -> None:
     assert not took_use(OTHER)
     world.fastpath.set_local(ADDRESS, local())
     assert not took_use(ADDRESS)
+
+
+def test_what_was_heard_of_a_neighbour_is_told_until_its_use_is_asked_for() -> None:
+    world = World().published(claim())
+    heard = world.discovery.heard_elsewhere
+    assert not heard(ADDRESS)
+    world.programs.known[ADDRESS] = replace(remote(claim(), used=True), heard=True)
+    assert heard(ADDRESS)
+    assert heard(ADDRESS)
+    assert world.discovery.used_elsewhere(ADDRESS)
+    assert not heard(ADDRESS)
+    world.programs.known[OTHER] = replace(remote(claim(OTHER)), heard=True)  # none of ours
+    assert not heard(OTHER)
 
 
 def test_frames_that_come_the_slow_way_right_after_count_as_late() -> None:

@@ -53,8 +53,15 @@ static __always_inline struct endpoint *endpoint_of(__be32 address_be)
  * than the rest of the look-up. */
 static __always_inline void endpoint_used(struct endpoint *endpoint)
 {
-	if (!endpoint->used)
-		endpoint->used = 1;
+	if (!(endpoint->used & ENDPOINT_USED))
+		endpoint->used |= ENDPOINT_USED;
+}
+
+/* The same for a frame from it. */
+static __always_inline void endpoint_heard(struct endpoint *endpoint)
+{
+	if (~endpoint->used & (ENDPOINT_USED | ENDPOINT_HEARD))
+		endpoint->used |= ENDPOINT_USED | ENDPOINT_HEARD;
 }
 
 /* Whether the frame, or each segment that will be made of it, fits into an MTU; packets: how many it will be on a wire.
@@ -173,7 +180,7 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 		return NOT_KNOWN;
 	if (local->flags & ENDPOINT_TRACKED)
 		flow_of(skb, local->port_id, packets, false);
-	endpoint_used(sender);
+	endpoint_heard(sender);
 	mac_copy(&start->ethernet.destination, &local->vmac);
 	if (same_subnet(host, packet->source_be, packet->destination_be))
 		mac_copy(&start->ethernet.source, &sender->vmac);

@@ -27,7 +27,7 @@ class Limits:
     negative_first_s: float = 1.0  # nobody answered: silence after the first time, then doubled
     negative_max_s: float = 30.0
     negative_memory_s: float = 60.0  # an entry that never had a claim is forgotten this long after
-    neighbours: int = 65536  # about 700 bytes each
+    neighbours: int = 131072  # about 700 bytes each; the fast path holds as many
 
     misses_per_s_port: float = 20.0  # new questions to a group, per port; bursts of as many
     misses_per_s_host: float = 50.0

@@ -140,6 +140,15 @@ class Discovery:
     def used_elsewhere(self, function: Callable[[Address], bool]) -> None:
         self._resolver.used_elsewhere = function
 
+    @property
+    def heard_elsewhere(self) -> Callable[[Address], bool]:
+        """The same, asked when a host is silent: whether frames of the address have come from there lately."""
+        return self._resolver.heard_elsewhere
+
+    @heard_elsewhere.setter
+    def heard_elsewhere(self, function: Callable[[Address], bool]) -> None:
+        self._resolver.heard_elsewhere = function
+
     def adopt(self, claim: Claim, now: float) -> bool:
         """A cache of our decisions still holds this claim, from before this start.
 

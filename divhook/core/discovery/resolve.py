@@ -29,6 +29,7 @@ class Resolver:
         self.table = NeighbourTable(self._limits.neighbours)
         self.on_confirmed: Callable[[Claim, float], None] = lambda claim, now: None
         self.used_elsewhere: Callable[[Address], bool] = lambda address: False
+        self.heard_elsewhere: Callable[[Address], bool] = lambda address: False
         self._wheel = Wheel(seam.timers, self._limits.tick_s, self._tick)
         self._host_misses = TokenBucket(self._limits.misses_per_s_host, self._limits.misses_per_s_host)
         self._port_misses: dict[int, TokenBucket] = {}  # at most one per port id: 65,535
@@ -91,8 +92,7 @@ class Resolver:
             if claim.order == known.order and entry.gone and not matched:
                 return False
         entry.confirmed_s = now
-        lifetime_s = self._limits.reachable_s * (1 - self._limits.reachable_jitter * self._seam.rng.random())
-        self._due(entry, now + lifetime_s)
+        self._due(entry, now + self._lifetime_s())
         self._learn(entry, claim, NeighbourEvent.CONFIRMED)
         self.on_confirmed(claim, now)
         return True
@@ -199,6 +199,9 @@ class Resolver:
         wait_s = self._limits.refresh_interval_s
         self._questions.ask(key, entry.address, host, self._refreshed, self._unanswered, now, entry.asker, wait_s)
 
+    def _lifetime_s(self) -> float:
+        return self._limits.reachable_s * (1 - self._limits.reachable_jitter * self._seam.rng.random())
+
     def _due(self, entry: Neighbour, when: float) -> None:
         entry.due_s = when
         if when < entry.queued_s:
@@ -238,7 +241,12 @@ class Resolver:
     def _unanswered(self, question: Question, now: float) -> None:
         entry = self.table.get(question.address)
         assert entry is not None
-        self._fail(entry, NeighbourEvent.SILENT, now)
+        asked_s = self._limits.probe_count * self._limits.refresh_interval_s
+        if entry.heard_s > now - asked_s or self.heard_elsewhere(entry.address):
+            entry.step(NeighbourEvent.HEARD)
+            self._due(entry, now + self._lifetime_s())
+        else:
+            self._fail(entry, NeighbourEvent.SILENT, now)
 
     def _fail(self, entry: Neighbour, event: NeighbourEvent, now: float) -> None:
         """A usable entry fails: the next frame asks the group at once."""

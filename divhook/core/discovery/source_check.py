@@ -92,6 +92,7 @@ class SourceChecks:
         row = decide(Facts(local, found is not None, found is not None and found.claim.host == pmac, peer))
         if row.reason is None:
             assert entry is not None
+            entry.heard_s = now
             self._resolver.use(entry, now)
             return Outcome.DELIVER
         if row.action is Action.CHALLENGE:
