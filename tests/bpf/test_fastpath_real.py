@@ -73,14 +73,20 @@ class VirtioTap:
         os.write(self.fd, vnet + frame)
 
     def hear(self, wait_s: float = WAIT_S) -> tuple[bytes, bytes]:
-        """(virtio header, frame)"""
-        if not select.select([self.fd], [], [], wait_s)[0]:
-            raise TimeoutError(self.name)
-        data = os.read(self.fd, 70_000)
-        return data[: VNET_HDR.size], data[VNET_HDR.size :]
+        """(virtio header, frame), but for what the bridge says of its own groups. Raises TimeoutError."""
+        while select.select([self.fd], [], [], wait_s)[0]:
+            data = os.read(self.fd, 70_000)
+            header, frame = data[: VNET_HDR.size], data[VNET_HDR.size :]
+            if frame[6:12] != f.DIVBR_MAC:
+                return header, frame
+        raise TimeoutError(self.name)
 
     def silent(self) -> bool:
-        return not select.select([self.fd], [], [], QUIET_S)[0]
+        try:
+            self.hear(QUIET_S)
+        except TimeoutError:
+            return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
