@@ -113,8 +113,12 @@ def _other_cells(policy: CellPolicy, policies: PolicySet) -> Iterator[Problem]:
                     yield Problem(rule.where, text, did_you_mean(peer.group, exports, "it exports"))
 
 
+def _bare(peer: Peer) -> Peer:
+    return Cidr(peer.network) if isinstance(peer, Cidr) else peer
+
+
 def coverers(peer: Peer) -> Iterator[Peer]:
-    """Peers that cover one, itself too: what to look for among thousands, in place of comparing with each."""
+    """Peers that may cover one, prefixes without their exceptions: to look for among thousands, not to compare each."""
     yield peer
     yield Anyone()
     match peer:
@@ -146,7 +150,7 @@ class _Rules:
         self.by_pair: defaultdict[tuple[Direction, Peer, Peer], list[_Key]] = defaultdict(list)
         for key in self.buckets:
             for endpoint, peer in product(key[1], key[2]):
-                self.by_pair[key[0], endpoint, peer].append(key)
+                self.by_pair[key[0], endpoint, _bare(peer)].append(key)
         denied = [item for key, items in self.buckets.items() if key[3] for item in items]
         self.denied = {d: _Ranges([i for i in denied if i[1].direction is d]) for d in Direction}
 

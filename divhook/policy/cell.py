@@ -61,8 +61,11 @@ class Rule:
     where: Position = field(compare=False)
     comment: str = field(default="", compare=False)
     number: int = field(init=False, compare=False)
+    place: tuple[str, int, int] = field(init=False, compare=False, repr=False)
+    """For file order."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "place", (self.where.file, self.where.line, self.where.column))
         parts = ["rule", self.cell, str(self)] + (["log"] if self.log else [])
         object.__setattr__(self, "number", content_number(parts))
 
@@ -103,14 +106,18 @@ class CellPolicy:
     exports: frozenset[str] = frozenset()
     defaults: Mapping[DefaultKey, Default] = field(default_factory=dict)
     group_places: Mapping[str, Position] = field(default_factory=dict, compare=False)
-    guest_patterns: tuple[str, ...] = field(init=False, compare=False)
+    _patterns: list[str] | None = field(init=False, repr=False, compare=False, default=None)
     _bound: dict[Selection, Selection] = field(init=False, repr=False, compare=False, default_factory=dict)
 
-    def __post_init__(self) -> None:
-        selections = [m for members in self.groups.values() for m in members]
-        selections += {s for r in self.rules for s in (*r.endpoints, *r.peers) if isinstance(s, Selection)}
-        patterns = {s.guest for part in selections for s in (part, *part.exclude) if s.guest is not None}
-        object.__setattr__(self, "guest_patterns", tuple(sorted(patterns)))
+    @property
+    def guest_patterns(self) -> list[str]:
+        """The guest patterns of all groups and rules, sorted: part of identities."""
+        if self._patterns is None:
+            parts = {m for members in self.groups.values() for m in members}
+            parts.update(s for r in self.rules for s in (*r.endpoints, *r.peers) if isinstance(s, Selection))
+            found = {s.guest for part in parts for s in (part, *part.exclude) if s.guest is not None}
+            object.__setattr__(self, "_patterns", sorted(found))
+        return self._patterns or []
 
     def default(self, subnet: str, direction: Direction, relation: Relation) -> Default:
         """What holds for an endpoint of a subnet where no rule speaks. Between cells that is always deny."""

@@ -14,6 +14,7 @@ whose programs are made anew.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from functools import partial
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from divhook.core.addressing import Address
@@ -70,6 +71,7 @@ class _Kinds(Generic[Key, Part]):
     def __init__(self, number: Callable[[frozenset[Part]], int]) -> None:
         self._number = number
         self._count: Counter[int] = Counter()
+        self._touched: set[int] = set()
         self._known: set[int] = set()
         self.of: dict[Key, frozenset[Part]] = {}
         self.numbers: dict[Key, int] = {}
@@ -88,21 +90,25 @@ class _Kinds(Generic[Key, Part]):
         self.of.pop(key, None)
         if old := self.numbers.pop(key, 0):
             self._count[old] -= 1
+        self._touched.update((number, old))
         if matched is not None:
             self.of[key], self.numbers[key] = matched, number
         return number
 
     def settle(self) -> tuple[list[int], list[int]]:
         """Kinds that have come and gone since this was asked last."""
-        for number in [n for n, count in self._count.items() if count <= 0]:
+        touched, self._touched = self._touched - {0}, set()
+        unused = [n for n in touched if self._count[n] <= 0]
+        for number in unused:
             del self._count[number]
             for part in self.parts.pop(number):
                 self.having[part].discard(number)
                 if not self.having[part]:
                     del self.having[part]
-        come = [n for n in self.parts if n not in self._known]
-        gone = [n for n in self._known if n not in self.parts]
-        self._known = set(self.parts)
+        come = [n for n in touched if n in self.parts and n not in self._known]
+        gone = [n for n in unused if n in self._known]
+        self._known.update(come)
+        self._known.difference_update(gone)
         return come, gone
 
 
@@ -121,6 +127,7 @@ class CellTable:
         self._external = ExternalPrefixes()
         self._index: dict[_Side, dict[Peer | Relation, dict[int, Rule]]] = {}
         self._peers: Counter[Peer] = Counter()
+        self._guests: set[Peer] = set()
         self._texts: dict[Peer, str] = {}
         self._scopes = {d: _Kinds[int, Selection](partial(self._hash, str(d))) for d in DIRECTIONS}
         self._classes = _Kinds[tuple[str, int], Peer](partial(self._hash, "class"))
@@ -136,7 +143,7 @@ class CellTable:
         then classes and scopes without what only the old rules named. A change of one rule rarely needs more than two.
         """
         rules: dict[int, Rule] = {}
-        for rule in sorted(policy.rules, key=lambda r: (r.where.file, r.where.line, r.where.column)):
+        for rule in sorted(policy.rules, key=attrgetter("place")):
             rules.setdefault(rule.number, rule)
         again = _moved([n for n in self.rules if n in rules], [n for n in rules if n in self.rules])
         groups = {g for g in {*policy.groups, *self.policy.groups} if policy.groups.get(g) != self.policy.groups.get(g)}
@@ -187,7 +194,7 @@ class CellTable:
     def add_remote(self, identity: Identity) -> Delta:
         """An identity, of this or another cell, is known here."""
         self._remotes[identity.number] = identity
-        self._classify(identity, frozenset(self._peers), frozenset())
+        self._classify(identity, frozenset(self._guests), frozenset())
         return self._settle()
 
     def remove_remote(self, identity: Identity) -> Delta:
@@ -208,11 +215,14 @@ class CellTable:
         for parts in new:
             for peer in parts.single:
                 self._peers[peer] += 1
+                if isinstance(peer, (Selection, CellPeer)):
+                    self._guests.add(peer)
         for parts in old:
             for peer in parts.single:
                 self._peers[peer] -= 1
                 if not self._peers[peer]:
                     del self._peers[peer]
+                    self._guests.discard(peer)
 
     def _reindex(self, old: Mapping[int, _Parts], new: Mapping[int, _Parts]) -> None:
         for number, parts in old.items():

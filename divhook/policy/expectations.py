@@ -120,8 +120,14 @@ class ExpectationsFile(_Model):
 
     guests: dict[str, EndModel] = Field(min_length=1, max_length=MAX_ENDS)
     """The ends that expectations speak of, by name."""
-    expect: tuple[ExpectModel, ...] = Field(min_length=1)
+    expect: tuple[ExpectModel, ...]
     """The expectations."""
+
+    @model_validator(mode="after")
+    def _expects(self) -> Self:
+        if not self.expect:
+            raise fault("this file expects nothing", "one line per expectation", ("expect",))
+        return self
 
 
 @dataclass(frozen=True, slots=True)

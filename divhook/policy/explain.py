@@ -123,7 +123,7 @@ def decide(
                 whole = relation in split_peers(rule.peers)[0] or (
                     relation is Relation.SUBNET and Relation.CELL in split_peers(rule.peers)[0]
                 )
-                matching.append((rule, (not rule.deny, whole, min(s.width for s in covering), rule.where)))
+                matching.append((rule, (not rule.deny, whole, min(s.width for s in covering), rule.place)))
     matching.sort(key=lambda pair: pair[1])
     rules = [rule for rule, _ in matching]
     default = policy.default(local.subnet, direction, relation)

@@ -8,9 +8,10 @@ The path says whose file it is, so that whoever may write below policies/shop sp
 count together. A mistake anywhere gives problems and no policies: the caller keeps what it had.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
+from operator import attrgetter
 from pathlib import Path
 
 from divhook.config.configuration import Configuration
@@ -31,13 +32,20 @@ MAX_POLICY_FILES = 4096
 _RELATIONS = {"subnet": Relation.SUBNET, "cell": Relation.CELL, "external": Relation.EXTERNAL}
 
 
+Mention = tuple[str, str, str]
+"""(subnet or group, cell, name): what a file speaks of and maybe another one defines."""
+
+
 @dataclass(frozen=True, slots=True)
 class ParsedFile:
     """One file that is good by itself. owner: the cell that its path says; None where the path says nothing."""
 
     document: Document
     model: PolicyFile
-    owner: str | None = None
+    owner: str | None
+    rules: tuple[Rule, ...]
+    mentions: Mapping[Mention, list[Position]]
+    cidrs: Mapping[IPv4Network, list[Position]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,32 @@ def load_file(path: Path) -> PolicySet:
 
 def _parse(path: Path, content: bytes, owner: str | None) -> ParsedFile:
     document = read_yaml(str(path), content)
-    return ParsedFile(document, validate(PolicyFile, document), owner)
+    model = validate(PolicyFile, document)
+    found = [_rule(model.cell, Direction.INGRESS, r, document.at(("ingress", i))) for i, r in enumerate(model.ingress)]
+    found += [_rule(model.cell, Direction.EGRESS, r, document.at(("egress", i))) for i, r in enumerate(model.egress)]
+    rules = tuple(sorted(found, key=attrgetter("place")))
+    return ParsedFile(document, model, owner, rules, *_mentions_of(document, model.cell))
+
+
+def _rule(cell: str, direction: Direction, model: IngressModel | EgressModel, where: Position) -> Rule:
+    return Rule(
+        cell=cell,
+        direction=direction,
+        endpoints=model.endpoints,
+        peers=tuple(_own(cell, p) for p in model.peers),
+        services=model.services,
+        deny=model.action == "deny",
+        log=model.log,
+        where=where,
+        comment=model.comment or "",
+    )
+
+
+def _own(cell: str, peer: Peer) -> Peer:
+    """A peer that names its own cell is a selection like any other."""
+    if isinstance(peer, CellPeer) and peer.cell == cell:
+        return Selection(subnet=peer.subnet, group=peer.group)
+    return peer
 
 
 def _policy_files(directory: Path, problems: list[Problem]) -> list[tuple[Path, str]]:
@@ -191,9 +224,8 @@ class _Joiner:
             self._defaults(file, defaults)
         for file in files:
             exports |= self._exports(file)
-            self._references(file.document)
-            rules += self._rules(file, "ingress", file.model.ingress, Direction.INGRESS)
-            rules += self._rules(file, "egress", file.model.egress, Direction.EGRESS)
+            self._references(file)
+            rules += file.rules
         first = files[0].document.at(("cell",))
         if len(rules) > MAX_RULES:
             self.problem(first, f"cell {self.cell!r} has {len(rules)} rules: at most {MAX_RULES}", "use ranges, groups")
@@ -230,50 +262,22 @@ class _Joiner:
             self._group(name, file.document.at(("exports", index)))
         return set(file.model.exports)
 
-    def _rules(
-        self, file: ParsedFile, key: str, models: Sequence[IngressModel | EgressModel], way: Direction
-    ) -> Iterator[Rule]:
-        for index, model in enumerate(models):
-            yield Rule(
-                cell=self.cell,
-                direction=way,
-                endpoints=model.endpoints,
-                peers=tuple(self._own(p) for p in model.peers),
-                services=model.services,
-                deny=model.action == "deny",
-                log=model.log,
-                where=file.document.at((key, index)),
-                comment=model.comment or "",
-            )
-
-    def _own(self, peer: Peer) -> Peer:
-        """A peer that names its own cell is a selection like any other."""
-        if isinstance(peer, CellPeer) and peer.cell == self.cell:
-            return Selection(subnet=peer.subnet, group=peer.group)
-        return peer
-
-    def _references(self, document: Document) -> None:
-        """What rules and groups name must exist. Read off the text, where every mention has its place."""
-        data = document.data if isinstance(document.data, dict) else {}
-        for name, members in (data.get("groups") or {}).items():
-            for place, mention in _mentions(members, ("groups", name)):
-                self._mention(document, place, mention)
-        for key in ("ingress", "egress"):
-            for index, rule in enumerate(data.get(key) or ()):
-                for side in ("from", "to"):
-                    for place, mention in _mentions(rule.get(side), (key, index, side)):
-                        self._mention(document, place, mention)
-
-    def _mention(self, document: Document, place: Place, mention: Mapping[str, object]) -> None:
-        cell = str(mention.get("cell", self.cell))
-        if isinstance(subnet := mention.get("subnet"), str):
-            self._subnet(cell, subnet, document.at((*place, "subnet")))
-        if isinstance(group := mention.get("group"), str) and cell == self.cell:
-            self._group(group, document.at((*place, "group")))
-        if isinstance(cidr := mention.get("cidr"), str) and IPv4Network(cidr).subnet_of(self.plan.supernet):
-            hint = "guests are matched by subnet, group, guest or labels: an address can pass from one to another"
-            text = f"{cidr} is inside the virtual address space {self.plan.supernet}"
-            self.problem(document.at((*place, "cidr")), text, self._named(IPv4Network(cidr)) or hint)
+    def _references(self, file: ParsedFile) -> None:
+        """What rules and groups name must exist, and prefixes must be external."""
+        for (kind, cell, name), places in file.mentions.items():
+            for where in places:
+                if kind == "subnet":
+                    self._subnet(cell, name, where)
+                elif cell == self.cell:
+                    self._group(name, where)
+        virtual = self.plan.supernet
+        first, last = int(virtual.network_address), int(virtual.broadcast_address)
+        for network, places in file.cidrs.items():
+            if network.prefixlen >= virtual.prefixlen and first <= int(network.network_address) <= last:
+                hint = "guests are matched by subnet, group, guest or labels: an address can pass from one to another"
+                for where in places:
+                    text = f"{network} is inside the virtual address space {virtual}"
+                    self.problem(where, text, self._named(network) or hint)
 
     def _named(self, network: IPv4Network) -> str:
         """What to write for a virtual prefix that is a subnet."""
@@ -297,11 +301,34 @@ class _Joiner:
             self.problem(where, f"cell {self.cell!r} has no group {group!r}", hint)
 
 
-def _mentions(value: object, place: Place) -> Iterator[tuple[Place, Mapping[str, object]]]:
+def _mentions_of(
+    document: Document, own: str
+) -> tuple[dict[Mention, list[Position]], dict[IPv4Network, list[Position]]]:
+    """Names and prefixes in groups and rules, with every place. Read off the text: the model has no places."""
+    data = document.data if isinstance(document.data, dict) else {}
+    groups = data.get("groups") or {}
+    sources: list[tuple[Place, object]] = [(("groups", name), members) for name, members in groups.items()]
+    for key in ("ingress", "egress"):
+        rules = enumerate(data.get(key) or ())
+        sources += [((key, index, side), rule.get(side)) for index, rule in rules for side in ("from", "to")]
+    found: dict[Mention, list[Position]] = {}
+    cidrs: dict[IPv4Network, list[Position]] = {}
+    for start, value in sources:
+        for place, peer in _mappings(value, start):
+            for kind in ("subnet", "group"):
+                if isinstance(name := peer.get(kind), str):
+                    mention = (kind, str(peer.get("cell", own)), name)
+                    found.setdefault(mention, []).append(document.at((*place, kind)))
+            if isinstance(cidr := peer.get("cidr"), str):
+                cidrs.setdefault(IPv4Network(cidr), []).append(document.at((*place, "cidr")))
+    return found, cidrs
+
+
+def _mappings(value: object, place: Place) -> Iterator[tuple[Place, Mapping[str, object]]]:
     """Every mapping of a list of peers (or of one peer), exceptions too."""
     if isinstance(value, tuple):
         for index, item in enumerate(value):
-            yield from _mentions(item, (*place, index))
+            yield from _mappings(item, (*place, index))
     elif isinstance(value, Mapping):
         yield place, value
-        yield from _mentions(value.get("except"), (*place, "except"))
+        yield from _mappings(value.get("except"), (*place, "except"))

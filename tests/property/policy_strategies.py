@@ -88,7 +88,9 @@ def policies(draw: st.DrawFn) -> CellPolicy:
     ]
     defaults = draw(st.dictionaries(st.sampled_from(keys), st.builds(Default, st.booleans()), max_size=4))
     groups = {name: draw(members) for name in GROUPS}
-    return CellPolicy("shop", tuple(draw(st.lists(rules(), max_size=7))), groups, frozenset(GROUPS[:1]), defaults)
+    found = tuple(draw(st.lists(rules(), max_size=7)))
+    places = {name: Position("shop.yaml", line, 3) for line, name in enumerate(GROUPS, 50)}
+    return CellPolicy("shop", found, groups, frozenset(GROUPS[:1]), defaults, places)
 
 
 GUESTS = tuple(

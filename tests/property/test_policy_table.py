@@ -11,7 +11,7 @@ from divhook.policy.identity import Identity
 from divhook.policy.peers import Anyone, CellPeer, Cidr, DnsName, Peer, Selection
 from divhook.policy.table import Delta, LocalScopes, PolicyMap, Table, Verdict
 
-MANY = settings(max_examples=200, deadline=None)
+MANY = settings(max_examples=100, deadline=None)
 
 
 # --- docs/policy.md, "What decides", row by row, and no look at the code under test ---------------------------------
