@@ -1,5 +1,6 @@
 """Small random policies, guests and flows: few names, so that rules meet, cover and contradict each other."""
 
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 from hypothesis import strategies as st
@@ -91,6 +92,27 @@ def policies(draw: st.DrawFn) -> CellPolicy:
     found = tuple(draw(st.lists(rules(), max_size=7)))
     places = {name: Position("shop.yaml", line, 3) for line, name in enumerate(GROUPS, 50)}
     return CellPolicy("shop", found, groups, frozenset(GROUPS[:1]), defaults, places)
+
+
+@st.composite
+def edits(draw: st.DrawFn, policy: CellPolicy, other: CellPolicy) -> CellPolicy:
+    """A policy after one edit of its file: as people change policies, but for the last, which is another file."""
+    found = list(policy.rules)
+    at = draw(st.integers(0, len(found) - 1)) if found else 0
+    match draw(st.sampled_from(("add", "add", "remove", "services", "move", "groups", "file"))):
+        case "add":
+            found.insert(at, draw(rules()))
+        case "remove":
+            del found[at : at + 1]
+        case "services" if found:
+            found[at] = replace(found[at], services=(draw(services()), *found[at].services[1:]))
+        case "move" if found:
+            found[at] = replace(found[at], where=Position("shop.yaml", draw(st.integers(1, 40)), 3))
+        case "groups":
+            return replace(policy, groups=other.groups)
+        case "file":
+            return other
+    return replace(policy, rules=tuple(found))
 
 
 GUESTS = tuple(

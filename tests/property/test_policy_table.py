@@ -2,7 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_strategies import ANSWERS, NAMES, STRANGERS, ends, points, policies
+from policy_strategies import ANSWERS, NAMES, STRANGERS, edits, ends, points, policies
 
 from divhook.core.addressing import Address
 from divhook.policy.cell import CellPolicy, Direction, Relation, Remote, Rule
@@ -190,16 +190,24 @@ def test_changes_one_after_the_other_give_what_compiling_afresh_gives(
     steps: list[CellPolicy], data: st.DataObject
 ) -> None:
     cell = CellTable("shop")
-    written = Table()
     local: dict[int, Identity] = {}
     remote: dict[int, Identity] = {}
-    policy, names = CellPolicy("shop"), {}
+    policy, names = steps[0], {}
+    cell.set_policy(policy)
+    for end in (*members_of(policy)[0][:2], STRANGERS[0]):
+        remote[end.number] = end
+        cell.add_remote(end)
+    for end in members_of(policy)[0][1:3]:
+        local[end.number] = end
+        cell.add_local(end)
+    written = Table(*(PolicyMap(m) for m in plain(cell.table)))  # type: ignore[arg-type]
     pool = [i for p in steps for i in members_of(p)[1] if i.cell == "shop"]
     for step in steps:
         for _ in range(4):
-            match data.draw(st.sampled_from(("policy", "local", "remote", "no local", "no remote", "names"))):
+            match data.draw(st.sampled_from(("policy",) * 5 + ("local", "remote", "no local", "no remote", "names"))):
                 case "policy":
-                    policy, deltas = step, cell.set_policy(step)
+                    policy = data.draw(edits(policy, step))
+                    deltas = cell.set_policy(policy)
                 case "local":
                     end = data.draw(st.sampled_from(pool))
                     local[end.number] = end
@@ -233,10 +241,11 @@ def test_changes_one_after_the_other_give_what_compiling_afresh_gives(
 
 
 @settings(max_examples=40, deadline=None)
-@given(policies(), policies(), st.lists(points, min_size=1, max_size=2, unique=True), st.integers(0, 7))
+@given(st.data(), policies(), st.lists(points, min_size=1, max_size=2, unique=True), st.integers(0, 7))
 def test_while_a_change_is_written_no_flow_has_a_verdict_that_is_neither_old_nor_new(
-    first: CellPolicy, second: CellPolicy, flows: list[tuple[int, int]], sample: int
+    data: st.DataObject, first: CellPolicy, flows: list[tuple[int, int]], sample: int
 ) -> None:
+    second = data.draw(edits(first, data.draw(policies())))
     members = {f"{name}-{n}": m for n, p in enumerate((first, second)) for name, m in p.groups.items()}
     local, remotes = ends(CellPolicy("shop", (*first.rules, *second.rules), members))
     local = local[1:3]
