@@ -129,7 +129,8 @@ def _install(steps: _Steps, systemd: bool) -> None:
     new_hook = not steps.path(HOOK).exists()
     steps.write(HOOK, Path(hook.__file__).read_text(), 0o755)
     steps.write(UNIT, unit_text(), 0o644)
-    steps.directory(CONFIG.parent / "cells")
+    for directory in ("cells", "policies"):
+        steps.directory(CONFIG.parent / directory)
     if not steps.path(CONFIG).exists():
         steps.write(CONFIG, shipped("policies", CONFIG.name), 0o644)
     if not _virsh(steps, "net-info", hook.NETWORK, needed=False):

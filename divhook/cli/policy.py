@@ -73,11 +73,7 @@ def _check(args: argparse.Namespace) -> int:
             raise CommandError(f"{args.path}: there is no such file or directory")
         policies = load(args.path) if args.path.is_dir() else load_file(args.path)
         doubts = warnings(policies)
-        rules = sum(len(policy.rules) for policy in policies.cells.values())
-        groups = sum(len(policy.groups) for policy in policies.cells.values())
-        cells = len(policies.cells)
-        counts = f"{rules} rule{'s' * (rules != 1)}, {groups} group{'s' * (groups != 1)}"
-        counts += f" of {cells} cell{'s' * (cells != 1)}"
+        counts = policies_summary(policies)
     except ConfigError as error:
         problems = list(error.problems)
     bad = bool(problems) or (args.strict and bool(doubts))
@@ -87,13 +83,28 @@ def _check(args: argparse.Namespace) -> int:
     for problem in problems:
         print(problem)
     for doubt in doubts:
-        print(f"{doubt.where}: warning: {doubt.message}" + (f" ({doubt.hint})" if doubt.hint else ""))
+        print(warning_text(doubt))
     if problems:
         print(f"{len(problems)} problem{'s' * (len(problems) != 1)}")
     else:
         found = f"{len(doubts)} warning{'s' * (len(doubts) != 1)}" if doubts else "good"
         print(f"{args.path}: {found}: {counts} (not enforced by the agent yet)")
     return int(bad)
+
+
+def policies_summary(policies: PolicySet) -> str:
+    """How much there is, for people."""
+    rules = sum(len(policy.rules) for policy in policies.cells.values())
+    groups = sum(len(policy.groups) for policy in policies.cells.values())
+    cells = len(policies.cells)
+    counts = ((rules, "rule"), (groups, "group"), (cells, "cell"))
+    rule, group, cell = (f"{count} {word}{'s' * (count != 1)}" for count, word in counts)
+    return f"{rule} and {group} of {cell}"
+
+
+def warning_text(doubt: Problem) -> str:
+    """A warning as `check` prints it."""
+    return str(dataclasses.replace(doubt, message=f"warning: {doubt.message}"))
 
 
 def _plain(problems: list[Problem]) -> list[dict[str, Any]]:

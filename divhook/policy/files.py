@@ -72,12 +72,9 @@ class PolicyLoader:
         parsed: dict[Path, tuple[bytes, ParsedFile]] = {}
         for path, owner in _policy_files(directory / POLICIES_DIRECTORY, problems):
             try:
-                with path.open("rb") as file:
-                    content = file.read(MAX_FILE_BYTES + 1)
+                content = _content(path)
                 known = self._parsed.get(path)
                 parsed[path] = known if known and known[0] == content else (content, _parse(path, content, owner))
-            except OSError as error:
-                problems.append(Problem(Position(str(path)), f"can't be read: {error.strerror}"))
             except ConfigError as error:
                 problems += error.problems
         self._parsed = parsed
@@ -113,11 +110,21 @@ def load_file(path: Path) -> PolicySet:
             configuration = load_configuration(directory.parent)
         except ConfigError:
             configuration = None
+    return join([_parse(path, _content(path), owner)], configuration)
+
+
+def is_policy_file(path: Path) -> bool:
+    """Whether a file lies where policies do."""
+    directory = path.absolute().parent
+    return POLICIES_DIRECTORY in (directory.name, directory.parent.name)
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError([Problem(Position(str(path)), f"can't be read: {error.strerror}")]) from None
-    return join([_parse(path, content, owner)], configuration)
 
 
 def _parse(path: Path, content: bytes, owner: str | None) -> ParsedFile:
@@ -164,10 +171,12 @@ def _policy_files(directory: Path, problems: list[Problem]) -> list[tuple[Path, 
     except OSError as error:
         problems.append(Problem(Position(str(directory)), f"can't be read: {error.strerror}"))
     for path, _ in files:
-        if path.suffix in (".yml", ".json"):
+        if path.is_dir():
+            problems.append(Problem(Position(str(path)), "this directory is not read", "put its files one level up"))
+        elif path.suffix in (".yml", ".json"):
             hint = f"rename it to {path.stem}.yaml"
             problems.append(Problem(Position(str(path)), "this file is not read: policy files end in .yaml", hint))
-    files = [(path, owner) for path, owner in files if path.suffix == ".yaml"]
+    files = [(path, owner) for path, owner in files if path.suffix == ".yaml" and not path.is_dir()]
     if len(files) > MAX_POLICY_FILES:
         problems.append(Problem(Position(str(directory)), f"more than {MAX_POLICY_FILES} policy files"))
     return files[:MAX_POLICY_FILES]

@@ -141,7 +141,7 @@ def test_check_prints_warnings_and_fails_on_them_only_if_asked(
     assert main(["policy", "check", str(etc)]) == 0
     line = f"{etc}/policies/shop.yaml:2:10: warning: group 'a' is not used (name it in a rule, or export it)\n"
     assert capsys.readouterr().out == (
-        f"{line}{etc}: 1 warning: 0 rules, 1 group of 1 cell (not enforced by the agent yet)\n"
+        f"{line}{etc}: 1 warning: 0 rules and 1 group of 1 cell (not enforced by the agent yet)\n"
     )
     assert main(["policy", "check", str(etc), "--strict"]) == 1
 
@@ -149,9 +149,27 @@ def test_check_prints_warnings_and_fails_on_them_only_if_asked(
 def test_check_of_one_file_and_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     etc = configured(tmp_path, shop="ingress:\n  - {from: any, allow: tcp/443}\n")
     assert main(["policy", "check", str(etc / "policies" / "shop.yaml")]) == 0
-    assert capsys.readouterr().out.endswith("good: 1 rule, 0 groups of 1 cell (not enforced by the agent yet)\n")
+    assert capsys.readouterr().out.endswith("good: 1 rule and 0 groups of 1 cell (not enforced by the agent yet)\n")
     assert main(["policy", "check", str(etc / "nowhere")]) == 1
     assert capsys.readouterr().err == f"divhook: {etc}/nowhere: there is no such file or directory\n"
+
+
+def test_the_general_check_reads_policies_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    etc = configured(tmp_path, shop="groups: {a: {subnet: web}}\n")
+    plan = "2 cells, 3 subnets, 0 endpoints in 10.0.0.0/8 as 8+8+8 bits"
+    doubt = f"{etc}/policies/shop.yaml:2:10: warning: group 'a' is not used (name it in a rule, or export it)\n"
+    assert main(["check", str(etc)]) == 0
+    assert capsys.readouterr().out == f"{doubt}{etc}: good: 0 rules and 1 group of 1 cell; {plan}\n"
+    assert main(["check", str(etc / "policies" / "shop.yaml")]) == 0
+    assert capsys.readouterr().out == f"{doubt}{etc}/policies/shop.yaml: good: 0 rules and 1 group of 1 cell\n"
+    assert main(["check", str(etc), "--json"]) == 0
+    assert '"warnings": [' in capsys.readouterr().out
+    (etc / "policies" / "shop.yaml").write_text("cell: shop\nx: 1\n")
+    (etc / "cells" / "lab.yaml").write_text("cell: lab\n")
+    assert main(["check", str(etc)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].rsplit("/", 1)[1] for line in lines[:-1]] == ["lab.yaml", "lab.yaml", "shop.yaml"]
+    assert lines[-1] == "3 problems"
 
 
 def test_check_of_bad_files_prints_each_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from divhook.policy.identity import Identity, Workload, identify
 from divhook.policy.peers import DnsName
 from divhook.policy.prefixes import pack
 from divhook.policy.services import TCP, UDP
-from divhook.policy.table import Step, Table, UnknownIdentityError
+from divhook.policy.table import PolicyMap, Step, Table, UnknownIdentityError
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
 
@@ -159,3 +159,52 @@ def test_a_table_past_its_bounds_says_which(tmp_path: Path, monkeypatch: pytest.
     assert table.over_bounds() == ("1 external prefixes: at most 0 (fewer port ranges, or fewer rules with many peers)")
     monkeypatch.setattr(table_module, "MAX_ENTRIES", 3)
     assert "table entries: at most 3" in table.over_bounds()
+
+
+A_DENIES = "  - {from: {subnet: web}, deny: tcp/80}\n"
+A_ALLOWS = "  - {from: {subnet: web}, allow: tcp/80}\n"
+ISOLATED = "defaults: {ingress: deny}\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (f"{A_DENIES}  - {{from: any, allow: tcp/80}}\n", f"{A_ALLOWS}  - {{from: any, deny: tcp/80}}\n"),
+        (f"{A_ALLOWS}  - {{from: any, deny: tcp/80}}\n", "  []\n"),
+        (f"{A_DENIES}  - {{from: any, allow: tcp/80}}\n", f"{A_ALLOWS}  - {{from: any, deny: tcp}}\n"),
+    ],
+    ids=["two rules change sides", "a deny and what it held down go", "a wide deny takes the place of a narrow one"],
+)
+def test_what_is_denied_before_and_after_is_denied_at_every_moment(tmp_path: Path, before: str, after: str) -> None:
+    first = read_shop(tmp_path, f"{ISOLATED}ingress:\n{before}")
+    second = read_shop(tmp_path, f"{ISOLATED}ingress:\n{after}")
+    cell = CellTable("shop")
+    cell.set_policy(first)
+    web, db = guest(first, "web-1"), guest(first, "db-1", "db")
+    cell.add_local(db)
+    cell.add_remote(web)
+    written = Table(*(PolicyMap(m) for m in (cell.table.locals, cell.table.identities, {}, cell.table.entries)))
+
+    def passes() -> bool:
+        return written.decide(IN, db.number, Relation.CELL, web.number, TCP, 80).allow
+
+    assert not passes()
+    for step in steps(cell, second):
+        if step.value is None:
+            getattr(written, step.map).pop(step.key)
+        else:
+            getattr(written, step.map)[step.key] = step.value
+        assert not passes(), step
+    assert dict(written.entries) == dict(cell.table.entries)
+
+
+def test_of_rules_alike_the_first_in_the_file_is_named_also_after_they_change_places(tmp_path: Path) -> None:
+    logged = "  - {from: any, allow: tcp/80, log: on}\n"
+    silent = "  - {from: any, to: {subnet: web}, allow: tcp/80}\n"
+    first = read_shop(tmp_path, f"ingress:\n{logged}{silent}")
+    cell = CellTable("shop")
+    cell.set_policy(first)
+    cell.add_local(guest(first, "web-1"))
+    assert {v.log for v in cell.table.entries.values()} == {True}
+    cell.set_policy(read_shop(tmp_path, f"ingress:\n{silent}{logged}"))
+    assert {v.log for v in cell.table.entries.values()} == {False}

@@ -93,7 +93,7 @@ def test_the_published_schema_is_the_models(name: str, capsys: pytest.CaptureFix
 def test_the_examples_are_good_and_do_what_their_owner_expects(capsys: pytest.CaptureFixture[str]) -> None:
     etc = str(ROOT / "policies")
     assert main(["policy", "check", "--strict", etc]) == 0
-    assert "good: 7 rules, 2 groups of 2 cells" in capsys.readouterr().out
+    assert "good: 7 rules and 2 groups of 2 cells" in capsys.readouterr().out
     assert main(["policy", "test", "--config", etc, f"{etc}/tests/shop.yaml"]) == 0
     assert capsys.readouterr().out == "7 expectations hold\n"
 
@@ -104,7 +104,12 @@ def test_the_documents_own_example_is_good(tmp_path: Path, capsys: pytest.Captur
     path = tmp_path / "shop.yaml"
     path.write_text(example[1])
     assert main(["policy", "check", "--strict", str(path)]) == 0
-    assert "good: 3 rules, 1 group of 1 cell" in capsys.readouterr().out
+    assert "good: 3 rules and 1 group of 1 cell" in capsys.readouterr().out
+
+
+def test_a_new_host_has_a_place_for_policies(tmp_path: Path) -> None:
+    assert main(["install", "--root", str(tmp_path)]) == 0
+    assert (tmp_path / "etc/divhook/policies").is_dir()
 
 
 @pytest.mark.parametrize("path", ["policies/shop.yaml", "policies/lab.yaml"])

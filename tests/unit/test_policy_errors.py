@@ -6,6 +6,8 @@ import pytest
 from policy_wrong_files import WRONG
 
 from divhook.config.problems import ConfigError
+from divhook.policy import files
+from divhook.policy.cell import CellPolicy
 from divhook.policy.files import PolicyLoader, load, load_file
 
 SHOP = "cell: shop\nnumber: 1\nsubnets: {web: {number: 1}, db: {number: 2}}\n"
@@ -76,10 +78,54 @@ def test_what_would_be_ignored_silently_is_a_problem(etc: Path) -> None:
     put(etc, "policies/shop.yml", "cell: shop\n")
     put(etc, "policies/lab/more.json", "{}")
     put(etc, "policies/.hidden.yaml", "no: [policy")
+    (etc / "policies" / "lab" / "old.yaml").mkdir()
+    put(etc, "policies/README", "of no interest")
     assert problems_of(etc) == [
         "lab/more.json: this file is not read: policy files end in .yaml (rename it to more.yaml)",
+        "lab/old.yaml: this directory is not read (put its files one level up)",
         "shop.yml: this file is not read: policy files end in .yaml (rename it to shop.yaml)",
     ]
+
+
+def test_policies_that_cannot_be_listed_are_a_problem(etc: Path) -> None:
+    (etc / "policies").rmdir()
+    put(etc, "policies", "a file")
+    assert problems_of(etc) == ["policies: can't be read: Not a directory"]
+
+
+def test_no_policies_at_all_are_no_problem(etc: Path) -> None:
+    (etc / "policies").rmdir()
+    assert load(etc).cell("shop") == CellPolicy("shop")
+
+
+def test_the_bounds_are_told(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bound in ("MAX_RULES", "MAX_GROUPS", "MAX_POLICY_FILES"):
+        monkeypatch.setattr(files, bound, 1)
+    text = "cell: shop\ngroups: {a: {subnet: web}, b: {subnet: db}}\ningress:\n"
+    put(etc, "policies/shop.yaml", text + "  - {from: any, allow: tcp/1}\n  - {from: any, allow: tcp/2}\n")
+    put(etc, "policies/lab.yaml", "cell: lab\n")
+    assert problems_of(etc) == ["policies: more than 1 policy files"]
+    (etc / "policies" / "lab.yaml").unlink()
+    assert problems_of(etc) == [
+        "shop.yaml:1:7: cell 'shop' has 2 groups: at most 1",
+        "shop.yaml:1:7: cell 'shop' has 2 rules: at most 1 (use ranges, groups)",
+    ]
+
+
+def test_a_prefix_of_guests_of_another_cell_is_told_by_its_name(etc: Path) -> None:
+    put(etc, "policies/shop.yaml", "cell: shop\ningress:\n  - {from: {cidr: 10.2.1.0/25}, allow: any}\n")
+    assert problems_of(etc) == [
+        "shop.yaml:3:19: 10.2.1.0/25 is inside the virtual address space 10.0.0.0/8 (write {cell: lab, subnet: ci})"
+    ]
+
+
+def test_a_file_in_a_cells_directory_is_checked_alone(etc: Path) -> None:
+    path = put(etc, "policies/shop/a.yaml", "cell: lab\n")
+    with pytest.raises(ConfigError, match="belongs to cell 'shop' by its path"):
+        load_file(path)
+    put(etc, "cells/lab.yaml", "no: cell")
+    path.write_text("cell: shop\ningress:\n  - {from: {cell: shop, subnet: web}, allow: any}\n")
+    assert str(load_file(path).cell("shop").rules[0]) == "ingress allow any from subnet web to cell"
 
 
 def test_a_file_that_is_no_utf8_text_says_where(etc: Path) -> None:
