@@ -47,6 +47,7 @@ class Outcome:
     receiver: int | None = None
     packets: int = 1  # that it counts for, where it is forwarded
     used: Address | None = None  # neighbour
+    heard: bool = False  # the frame came from it
     why: str = ""  # the agent gets it: what it makes of it
 
     @property
@@ -185,7 +186,7 @@ class Judge:
         match outputs:
             case [ToGuest(port, sent)] if ends.source in world.told:
                 target = world.ifindex_of[port]
-                return Outcome(REDIRECT, (sent,), MARK, target, receiver=port, used=ends.source)
+                return Outcome(REDIRECT, (sent,), MARK, target, receiver=port, used=ends.source, heard=True)
             case [Drop(reason, port, _)] if reason in WIRE_KERNELS and WIRE_KERNELS[reason](world, ends):
                 assert port == PORT_WIRE
                 return Outcome(DROP, (frame,), MARK, drop=(port, reason))
@@ -224,6 +225,7 @@ class Judge:
                 receiver=first.receiver,
                 packets=packets,
                 used=first.used,
+                heard=first.heard,
             )
         whole = first.frames[0][:14] + frame[14:]
         return Outcome(first.verdict, (whole,), first.mark, drop=first.drop, diverted=first.diverted, why=first.why)

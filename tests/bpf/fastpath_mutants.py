@@ -100,6 +100,7 @@ MUTANTS = {
     "the router of the sender's subnet": guest("router_mac(host, destination", "router_mac(host, port->address_be"),
     "to the tap beside": guest("ifindex = endpoint->ifindex", "ifindex = endpoint->ifindex ^ 1"),
     "to the bridge, not the wire": guest("ifindex = host->uplink_ifindex", "ifindex = host->divbr_ifindex"),
+    "a neighbour is heard when it is sent to": guest("endpoint_used(endpoint)", "endpoint_heard(endpoint)"),
     "use by a guest is not noted": guest("endpoint_used(endpoint);", ""),
     "sent frames are not counted": guest(
         "count_from(port->port_id, packets, bytes)", "count_from(port->port_id, 0, 0)"
@@ -126,6 +127,7 @@ MUTANTS = {
     "local addresses from the wire": wire("if (sender->kind != ENDPOINT_REMOTE)", "if (false)"),
     "any host may speak for a neighbour": wire("!mac_equal(source, &sender->host) ||", ""),
     "no MTU from the wire": wire("local->mtu", "65535"),
+    "a neighbour that sends is not heard": wire("endpoint_heard(sender)", "endpoint_used(sender)"),
     "use by the wire is not noted": wire("endpoint_heard(sender);", ""),
     "a neighbour's own MAC across subnets": wire(
         "if (same_subnet(host, packet->source_be, packet->destination_be))", "if (true)"

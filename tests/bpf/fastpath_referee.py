@@ -38,7 +38,9 @@ SETTLE = 200
 TURN = 400
 """Frames between two changes of the world."""
 ASK_USE = 5
-"""Of so many frames one shows by itself that it marks a neighbour as used; marks of the others add up."""
+"""Of so many frames one shows by itself that it marks a neighbour; marks of the others add up."""
+Mark = tuple[Address, str]
+"""A neighbour that is "used", or "heard" as well."""
 
 
 class DifferenceError(AssertionError):
@@ -67,8 +69,8 @@ class Referee:
         self.look()
 
     def look(self, counters: bool = True) -> None:
-        """Take used neighbours as they are, and counters."""
-        self.used = self._used_now()
+        """Take marks as they are, and counters."""
+        self.marks = self._marks_now()
         if counters or self.traffic.keys() != self._ports():
             self.drops, self.traffic = self._counters()
 
@@ -78,18 +80,20 @@ class Referee:
     def _ports(self) -> set[int]:
         return {PORT_WIRE, *(endpoint.port for endpoint in self.world.pipeline.ports.all())}
 
-    def _used_now(self) -> set[Address]:
-        """Neighbours that are marked so; all else in map `endpoints` must be as the world has it."""
+    def _marks_now(self) -> set[Mark]:
+        """Marks of neighbours; all else in map `endpoints` must be as the world has it."""
         table = self.programs.endpoints()
-        used = {address for address, entry in table.items() if isinstance(entry, RemoteEndpoint) and entry.used}
-        for address in used:
-            table[address] = replace(table[address], used=False, heard=False)
+        marks = set()
+        for address, entry in table.items():
+            if isinstance(entry, RemoteEndpoint):
+                marks |= {(address, name) for name in ("used", "heard") if getattr(entry, name)}
+                table[address] = replace(entry, used=False, heard=False)
         expected = self.world.endpoints()
         if table != expected:
             wrong = {a for a in table.keys() | expected.keys() if table.get(a) != expected.get(a)}
             lines = "\n".join(f"{a.hex('.')}: kernel {table.get(a)}, must be {expected.get(a)}" for a in wrong)
             raise DifferenceError(f"map endpoints:\n{lines}")
-        return used
+        return marks
 
     def check(self, sent: Sent) -> None:
         """All but counters and maps."""
@@ -104,7 +108,7 @@ class Referee:
             segs = expected.packets
         asked = self.seen.total() % ASK_USE == 0 and expected.used is not None
         if asked:
-            self._used(expected.used, clear=True)
+            self._neighbour(expected.used, clear=True)
         ran = self.programs.test_run(program, sent.frame, ifindex, MARK, sent.gso_size, segs)
         frames = (ran.frame,)
         if sent.gso_size and expected.verdict == REDIRECT and ran.verdict == REDIRECT:
@@ -119,17 +123,18 @@ class Referee:
                 f"kernel: verdict {ran.verdict}, {' '.join(brief(frame) for frame in frames)}, "
                 f"mark {ran.mark:#x}, target {ran.target}"
             )
-        if asked and not self._used(expected.used):
-            raise DifferenceError(f"{told(sent)}: its neighbour is not marked as used")
+        if asked and (found := self._neighbour(expected.used)) != (True, expected.heard):
+            raise DifferenceError(f"{told(sent)}: (used, heard) is {found}, must be {True, expected.heard}")
         self._count(expected, len(sent.frame))
         self.world.sync()
 
-    def _used(self, address: Address, clear: bool = False) -> bool:
+    def _neighbour(self, address: Address, clear: bool = False) -> tuple[bool, bool]:
         entry = self.programs.endpoint(address)
         assert isinstance(entry, RemoteEndpoint), address
         if clear:
-            self.programs.set_endpoint(address, replace(entry, used=False))
-        return entry.used
+            self.programs.set_endpoint(address, replace(entry, used=False, heard=False))
+            self.marks -= {(address, "used"), (address, "heard")}
+        return entry.used, entry.heard
 
     def _count(self, expected: Outcome, length: int) -> None:
         self.seen[expected.kind] += 1
@@ -152,17 +157,16 @@ class Referee:
                 old, to_packets=old.to_packets + expected.packets, to_bytes=old.to_bytes + length
             )
         if expected.used is not None:
-            self.used.add(expected.used)
+            self.marks |= {(expected.used, name) for name in ("used", "heard")[: 1 + expected.heard]}
 
     def settle(self) -> None:
         """Every counter and the whole map."""
         drops, traffic = self._counters()
-        used = self._used_now()
-        if (drops, traffic, used) != (self.drops, self.traffic, self.used):
-            marks = dict.fromkeys(self.used, "used"), dict.fromkeys(used, "used")
-            parts = ((self.drops, drops), (self.traffic, traffic), marks)
+        marks = self._marks_now()
+        if (drops, traffic, marks) != (self.drops, self.traffic, self.marks):
+            parts = ((self.drops, drops), (self.traffic, traffic), (dict.fromkeys(self.marks), dict.fromkeys(marks)))
             lines = "\n".join(
-                f"{key}: kernel {kernel.get(key)}, must be {must.get(key)}"
+                f"{key}: kernel {kernel.get(key, 'none')}, must be {must.get(key, 'none')}"
                 for must, kernel in parts
                 for key in must.keys() | kernel.keys()
                 if (key in must, must.get(key)) != (key in kernel, kernel.get(key))
