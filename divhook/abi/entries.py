@@ -48,10 +48,14 @@ class Rate:
         return cls(raw.packets_per_s, max(1, raw.burst_packets))
 
 
+NO_LIMIT = Rate(MAX_RATE, MAX_RATE)
+"""An interval of no nanoseconds: everything passes."""
 PORT_IPV4_RATE = Rate(5_000, 500)
 """A tenth of what the slow path carries on the machine it was measured on: one guest cannot fill it."""
 PORT_ARP_RATE = Rate(200, 100)
 PORT_DHCP_RATE = Rate(10, 10)
+PORT_GROUP_RATE = Rate(200, 200)
+"""A frame to all costs each host of a subnet, and a copy for each port there: 200/s to 64 ports are 12,800 copies/s."""
 PEER_IPV4_RATE = Rate(20_000, 2_000)
 STRANGER_IPV4_RATE = Rate(200, 100)
 PEER_DISCOVERY_RATE = Rate(10_000, 2_000)
@@ -112,7 +116,7 @@ class PortEntry:
 
     port_id: 1..65535, what the mark says. address: None until one is assigned; then only DHCP and ARP probes pass.
     router: the subnet's router, to which a client without address may send DHCP. Rates limit what reaches the agent.
-    tracked: its flows are kept; it has a table for them.
+    tracked: its flows are kept; it has a table for them. group_rate: of broadcast and multicast, whoever forwards it.
     """
 
     port_id: int
@@ -124,6 +128,7 @@ class PortEntry:
     arp_rate: Rate = field(default=PORT_ARP_RATE)
     dhcp_rate: Rate = field(default=PORT_DHCP_RATE)
     tracked: bool = False
+    group_rate: Rate = field(default=PORT_GROUP_RATE)
 
     def __post_init__(self) -> None:
         if not 0 < self.port_id <= MAX_PORT:
@@ -137,6 +142,7 @@ class PortEntry:
         rates[PortBucket.IPV4] = self.ipv4_rate.pack()
         rates[PortBucket.ARP] = self.arp_rate.pack()
         rates[PortBucket.DHCP] = self.dhcp_rate.pack()
+        rates[PortBucket.GROUP] = self.group_rate.pack()
         return layout.Port(
             self.port_id,
             int(self.state),
@@ -161,6 +167,7 @@ class PortEntry:
             Rate.unpack(raw.rates[PortBucket.ARP]),
             Rate.unpack(raw.rates[PortBucket.DHCP]),
             bool(raw.flags & layout.PORT_TRACKED),
+            Rate.unpack(raw.rates[PortBucket.GROUP]),
         )
 
 

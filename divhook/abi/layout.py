@@ -37,8 +37,9 @@ class PortBucket(IntEnum):
     """Token buckets of a port."""
 
     IPV4 = 0
-    ARP = 1  # and RARP
+    ARP = 1  # and RARP, IGMP
     DHCP = 2
+    GROUP = 3  # broadcast and multicast, forwarded or diverted
 
 
 @unique

@@ -7,7 +7,7 @@ that one is not used again soon: frames under way still carry it.
 import logging
 from collections.abc import Callable, Iterable
 
-from divhook.abi.entries import LocalEndpoint, PortEntry, Rate
+from divhook.abi.entries import NO_LIMIT, PORT_GROUP_RATE, LocalEndpoint, PortEntry, Rate
 from divhook.abi.layout import MAX_PORTS
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import FROM_GUEST, Programs
@@ -105,7 +105,14 @@ class Ports:
             router=self._plan.router(nic.placement.id),
             ipv4_rate=Rate(self._limits.divert_pps, self._limits.divert_burst),
             dhcp_rate=Rate(self._limits.dhcp_pps, max(self._limits.dhcp_pps, 1)),
+            group_rate=self._group_rate(nic),
         )
+
+    def _group_rate(self, nic: Nic) -> Rate:
+        facts = self._dataplane.pipeline.topology.get(nic.placement.id)
+        if facts is None:
+            return PORT_GROUP_RATE
+        return Rate(facts.group_pps, facts.group_pps) if facts.group_pps is not None else NO_LIMIT
 
     def remove(self, nic: Nic) -> None:
         """Forget the port everywhere. What the kernel refuses is told, and tried again by `keep_true`."""
@@ -134,11 +141,14 @@ class Ports:
             self._take_off(ifindex, ports[ifindex].port_id)
 
     def topology_changed(self, nics: Iterable[Nic]) -> None:
-        """Tell core and kernel of ports in subnets that have another MTU now: both compare with the same."""
-        pipeline = self._dataplane.pipeline
+        """Tell core and kernel of ports in subnets that have another MTU or limit: both compare with the same."""
+        pipeline, ports = self._dataplane.pipeline, self._programs.ports()
         for nic in nics:
             endpoint, facts = pipeline.ports.port(nic.port), pipeline.topology.get(nic.placement.id)
-            if endpoint is not None and facts is not None and facts.mtu != endpoint.mtu:
+            if endpoint is None or facts is None:
+                continue
+            there = ports.get(nic.ifindex)
+            if facts.mtu != endpoint.mtu or (there is not None and there.group_rate != self._group_rate(nic)):
                 _told(self.put, nic, endpoint.state)
 
     def _take_off(self, ifindex: int, port: int) -> None:

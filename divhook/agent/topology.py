@@ -10,7 +10,9 @@ from divhook.core.router import SubnetFacts, Topology
 def topology_of(configuration: Configuration, uplink_mtu: int) -> Topology:
     """Facts of every configured subnet on a host whose uplink takes uplink_mtu bytes of IP packet."""
     return {
-        subnet.id: SubnetFacts(subnet.mtu_with(uplink_mtu), _service(configuration.plan, subnet, uplink_mtu))
+        subnet.id: SubnetFacts(
+            subnet.mtu_with(uplink_mtu), _service(configuration.plan, subnet, uplink_mtu), subnet.group_limit
+        )
         for subnet in configuration.subnets.values()
     }
 

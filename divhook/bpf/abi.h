@@ -43,8 +43,9 @@ enum port_state {
 /* Token buckets of a port (bucket set of its port id), and of the uplink (bucket set 0). */
 enum port_bucket {
 	BUCKET_IPV4 = 0,
-	BUCKET_ARP = 1, /* and RARP */
+	BUCKET_ARP = 1, /* and RARP, IGMP */
 	BUCKET_DHCP = 2,
+	BUCKET_GROUP = 3, /* broadcast and multicast, forwarded or diverted */
 };
 enum wire_bucket {
 	BUCKET_PEER_IPV4 = 0,
@@ -106,6 +107,10 @@ enum drop_reason {
 	ROUTER_SERVICE = 80,
 	ICMP_RATE_LIMITED = 81,
 	WIRE_GROUP_UNICAST = 82,
+	DIRECTED_BROADCAST = 87,
+	IGMP_REFUSED = 88,
+	GROUP_RATE_LIMITED = 89,
+	NO_MEMBER = 90,
 
 	PORT_NOT_ACTIVE = 96,
 	PORT_UNKNOWN = 97,

@@ -60,6 +60,7 @@ static __always_inline int guest_packet(struct __sk_buff *skb, const struct host
 	__be32 source = packet->source_be;
 	bool dhcp = packet_is_dhcp_request(packet) && !packet->fragment;
 	bool to_server = destination && (destination == bpf_htonl(0xffffffff) || destination == port->router_be);
+	bool igmp = packet->protocol == PROTOCOL_IGMP;
 	int verdict;
 
 	/* RFC 2131 §4.1, §4.3.2: a DHCP client may have no address yet, or one from before; the agent answers, and no
@@ -68,12 +69,15 @@ static __always_inline int guest_packet(struct __sk_buff *skb, const struct host
 		return drop(skb, port->port_id, SPOOF_IPV4);
 	if (!dhcp && packet_touches_dhcp(packet))
 		return drop(skb, port->port_id, ROGUE_DHCP);
+	/* Whatever becomes of it: one frame to a group costs every host of the subnet, and each port there. */
+	if (group && !dhcp && !igmp && !conforms(skb, port->port_id, BUCKET_GROUP, &port->rates[BUCKET_GROUP]))
+		return drop(skb, port->port_id, GROUP_RATE_LIMITED);
 	if (!dhcp && port->state == PORT_ACTIVE && host->flags & HOST_FASTPATH) {
 		verdict = forward_from_guest(skb, host, port, packet, group);
 		if (verdict != NOT_KNOWN)
 			return verdict;
 	}
-	return divert(skb, host, port, group, dhcp ? BUCKET_DHCP : BUCKET_IPV4);
+	return divert(skb, host, port, group, dhcp ? BUCKET_DHCP : igmp ? BUCKET_ARP : BUCKET_IPV4);
 }
 
 static __always_inline int guest_ipv4(struct __sk_buff *skb, const struct host_config *host, const struct port *port,

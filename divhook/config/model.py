@@ -18,6 +18,7 @@ from divhook.config.values import (
     BadValueError,
     BootFile,
     DomainName,
+    GroupRate,
     GuestMac,
     GuestName,
     Hostname,
@@ -202,6 +203,14 @@ class SubnetSettings(_Model):
     """PXE: the file to load from it."""
     options: DhcpOptions = Field(default_factory=dict)
     """Further DHCP options by number or name."""
+
+    group_pps: GroupRate = Field(default=200, json_schema_extra={"default": 200})
+    """Broadcast and multicast frames/s that one port may send; enforced in the kernel. `off`: no limit of their own."""
+
+    @property
+    def group_limit(self) -> int | None:
+        """The same; None for no limit."""
+        return self.group_pps or None
 
     @property
     def lease_s(self) -> int:

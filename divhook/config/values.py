@@ -18,6 +18,7 @@ MIN_MTU = 576
 """Smallest datagram that every IPv4 host must take (RFC 791 §3.2)."""
 MAX_MTU = 3990
 """netfilterqueue loses packets above about 3,990 bytes without a word: a guest must not be able to send one."""
+MAX_GROUP_PPS = 10_000_000
 MIN_LEASE_S = 60
 MAX_LEASE_S = 366 * 86400
 MAX_LIST = 16
@@ -192,6 +193,17 @@ def parse_switch(value: object) -> bool:
     raise BadValueError(f"{shown(value)} is neither on nor off", "write on or off")
 
 
+def parse_group_rate(value: object) -> int:
+    """Frames per second; 0 stands for `off`."""
+    if value is False or value == "off":
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise BadValueError(f"a rate must be a whole number or off, not {shown(value)}", "for example 200")
+    if not 1 <= value <= MAX_GROUP_PPS:
+        raise BadValueError(f"a rate of {value} frames/s is outside 1 to {MAX_GROUP_PPS}", "or `off` for no limit")
+    return value
+
+
 def parse_interface(value: object) -> str:
     """Name of a network interface."""
     text = text_of(value, "an interface name")
@@ -243,6 +255,7 @@ _LEASE_SCHEMA = {
     ]
 }
 _SWITCH_SCHEMA = {"anyOf": [{"type": "boolean"}, {"enum": ["on", "off", "yes", "no"]}]}
+_GROUP_RATE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_GROUP_PPS}, {"enum": ["off", False]}]}
 _LINE_SCHEMA = {"type": "string", "minLength": 1, "maxLength": 255}
 
 Name = Annotated[str, *_type(parse_name, {"type": "string", "pattern": NAME_PATTERN})]
@@ -254,6 +267,7 @@ GuestMac = Annotated[bytes, *_type(parse_guest_mac, {"type": "string", "pattern"
 GuestName = Annotated[str, *_type(parse_guest_name, _LINE_SCHEMA)]
 LeaseS = Annotated[int, *_type(parse_lease_s, _LEASE_SCHEMA)]
 Mtu = Annotated[int, *_type(parse_mtu, {"type": "integer", "minimum": MIN_MTU, "maximum": MAX_MTU})]
+GroupRate = Annotated[int, *_type(parse_group_rate, _GROUP_RATE_SCHEMA)]
 Switch = Annotated[bool, *_type(parse_switch, _SWITCH_SCHEMA)]
 Interface = Annotated[str, *_type(parse_interface, {"type": "string", "pattern": INTERFACE_PATTERN})]
 AbsolutePath = Annotated[str, *_type(parse_absolute_path, {"type": "string", "pattern": "^/"})]

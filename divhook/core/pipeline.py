@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from divhook.core import validate
 from divhook.core.addressing import (
     ALL_HOSTS_GROUP,
-    LIMITED_BROADCAST,
     ZERO_ADDRESS,
     Address,
     AddressPlan,
@@ -41,6 +40,7 @@ from divhook.core.discovery import (
     Unreachable,
 )
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
+from divhook.core.group import Groups
 from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Router, SubnetFacts, Topology
@@ -92,6 +92,7 @@ class Pipeline:
         self.discovery = discovery
         self.dhcp = DhcpServer()
         self.router = Router(plan)
+        self.groups = Groups(plan, pmac, ports, topology)
         self.lease_events: list[tuple[Endpoint, LeaseEvent]] = []
         self.pending_events: list[Event] = []
         self.decided: list[Address] = []  # neighbours that a frame has just been delivered to or from, or told of
@@ -144,6 +145,8 @@ class Pipeline:
         if endpoint.state is not PortState.ACTIVE:
             return DropReason.PORT_NOT_ACTIVE
         destination = header.destination
+        if validate.is_group_address(self.plan, destination):
+            return self.groups.from_guest(endpoint, header, packet, group, out)
         target = self._guest_target(endpoint, destination, group)
         if target is DropReason.EXTERNAL_UNSUPPORTED:
             return self.router.net_unreachable(endpoint, header, packet, now, out) or target
@@ -158,21 +161,14 @@ class Pipeline:
 
     def _guest_target(self, endpoint: Endpoint, destination: Address, group: bool) -> SubnetId | DropReason:
         first = destination[0]
-        if destination == LIMITED_BROADCAST:
-            return DropReason.BROADCAST_UNSUPPORTED
-        if 224 <= first < 240:
-            return DropReason.MULTICAST_UNSUPPORTED
         if first in (0, 127) or first >= 240 or destination == endpoint.address:
             return DropReason.MARTIAN_DESTINATION
         target = self.plan.locate(destination)
-        number = self.plan.host_number(destination)
-        if target is not None and number == self.plan.max_host:
-            return DropReason.BROADCAST_UNSUPPORTED
         if group:
             return DropReason.L2_MULTICAST_MISMATCH
         if target is None:
             return DropReason.EXTERNAL_UNSUPPORTED
-        if number == 0:
+        if self.plan.host_number(destination) == 0:
             return DropReason.MARTIAN_DESTINATION
         if target.cell != endpoint.subnet.cell:
             return DropReason.CELL_DENIED
@@ -319,14 +315,13 @@ class Pipeline:
         reason = validate.wire_ipv4(self.plan, header, packet, group)
         if reason is not None:
             return reason
-        if group:
-            multicast = header.destination[0] >> 4 == 14
-            return DropReason.MULTICAST_UNSUPPORTED if multicast else DropReason.BROADCAST_UNSUPPORTED
         source = self.plan.locate(header.source)
         if source is None:
             return DropReason.EXTERNAL_UNSUPPORTED
         if not self.plan.assignable(header.source):
             return DropReason.SPOOF_SOURCE
+        if group:
+            return self._wire_group(host, source, header, packet, now, out)
         local = self.ports.at(header.destination)
         if local is None or local.state is PortState.FENCED:
             self.discovery.not_held(host, header.destination, now)  # refers the sender to the owner, where one is known
@@ -343,16 +338,47 @@ class Pipeline:
             return self._wire_to_guest(host, local, header, packet, out)
         return verdict if isinstance(verdict, DropReason) else None
 
+    def _wire_group(
+        self, host: Mac, source: SubnetId, header: Header, packet: bytes, now: float, out: list[Output]
+    ) -> DropReason | None:
+        receivers = self.groups.from_wire(source, header)
+        if isinstance(receivers, DropReason):
+            return receivers  # nobody here wants it: nobody is asked
+        if host == self.pmac:
+            return DropReason.UNKNOWN_HOST
+        asker = receivers[0].address or ZERO_ADDRESS
+        verdict = self.discovery.check_source(host, header.source, asker, now, HeldWire(host, packet))
+        if verdict is Outcome.DELIVER:
+            return self._wire_to_group(host, header, packet, out)
+        return verdict if isinstance(verdict, DropReason) else None
+
+    def _wire_to_group(self, host: Mac, header: Header, packet: bytes, out: list[Output]) -> DropReason | None:
+        claim, source = self._claim_of(header.source, host), self.plan.locate(header.source)
+        if claim is None or source is None:
+            return DropReason.UNVERIFIED
+        receivers = self.groups.from_wire(source, header)
+        if isinstance(receivers, DropReason):
+            return receivers
+        out.extend(self.groups.to_guest(receiver, header, claim.vmac, packet) for receiver in receivers)
+        self.decided.append(header.source)
+        return None
+
+    def _claim_of(self, source: Address, host: Mac) -> Claim | None:
+        """The claim of a source that the host was confirmed to have; another may hold it by now."""
+        entry = self.discovery.neighbours.get(source)
+        found = entry.found if entry is not None else None
+        return found.claim if found is not None and found.claim.host == host else None
+
     def _wire_to_guest(
         self, host: Mac, local: Endpoint, header: Header, packet: bytes, out: list[Output]
     ) -> DropReason | None:
-        entry = self.discovery.neighbours.get(header.source)
-        if entry is None or entry.found is None or entry.found.claim.host != host:
-            return DropReason.UNVERIFIED  # confirmed once, but another holds it by now
+        claim = self._claim_of(header.source, host)
+        if claim is None:
+            return DropReason.UNVERIFIED
         if header.total_length > local.mtu:
             return DropReason.FRAGMENTATION_NEEDED  # its own host would have cut or refused it
         same = self.plan.locate(header.source) == local.subnet
-        source = entry.found.claim.vmac if same else rmac(local.subnet)
+        source = claim.vmac if same else rmac(local.subnet)
         out.append(ToGuest(local.port, _ipv4_frame(local.vmac, source, packet)))
         self.decided.append(header.source)
         return None
@@ -410,8 +436,11 @@ class Pipeline:
     def _confirmed(self, held: HeldWire, out: list[Output]) -> None:
         header = header_untrusted(held.packet)
         local = self.ports.at(header.destination)
-        if local is None:
-            reason: DropReason | None = DropReason.NOT_LOCAL
+        reason: DropReason | None
+        if validate.is_group_address(self.plan, header.destination):
+            reason = self._wire_to_group(held.host, header, held.packet, out)
+        elif local is None:
+            reason = DropReason.NOT_LOCAL
         elif local.state is not PortState.ACTIVE:
             reason = DropReason.PORT_NOT_ACTIVE
         else:

@@ -63,6 +63,11 @@ class DropReason(IntEnum):
     ICMP_RATE_LIMITED = 81  # the router would answer, but answered too often
     WIRE_GROUP_UNICAST = 82  # from_wire, unicast IPv4 sent to a group MAC
 
+    DIRECTED_BROADCAST = 87  # broadcast of another subnet (RFC 2644)
+    IGMP_REFUSED = 88  # malformed, a query (the router alone asks), or one group more than a port may join
+    GROUP_RATE_LIMITED = 89  # tc's token bucket for broadcast and multicast of a port
+    NO_MEMBER = 90  # from_wire, to a group that no port here is in
+
     # 96..127: the port and the agent
     PORT_NOT_ACTIVE = 96  # tentative, incoming or fenced
     PORT_UNKNOWN = 97

@@ -27,10 +27,14 @@ ICMP_ERROR_BURST = 50.0
 
 @dataclass(frozen=True, slots=True)
 class SubnetFacts:
-    """What the data plane needs to know of a subnet: MTU in bytes of IP packet, and what DHCP hands out."""
+    """What the data plane needs to know of a subnet: MTU in bytes of IP packet, and what DHCP hands out.
+
+    group_pps: broadcast and multicast frames/s that a port of it may send; None: no limit of their own.
+    """
 
     mtu: int
     service: SubnetService
+    group_pps: int | None = 200
 
 
 Topology = dict[SubnetId, SubnetFacts]

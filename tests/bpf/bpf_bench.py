@@ -46,6 +46,7 @@ def port_entry(**changes: object) -> PortEntry:
         "ipv4_rate": UNLIMITED,
         "arp_rate": UNLIMITED,
         "dhcp_rate": UNLIMITED,
+        "group_rate": UNLIMITED,
     }
     return PortEntry(**{**fields, **changes})  # type: ignore[arg-type]
 

@@ -82,7 +82,9 @@ class UnlimitedPorts(Ports):
     """The agent's, with token buckets that are never empty; some are tracked, which changes no frame."""
 
     def _entry(self, nic: Nic, state: PortState) -> PortEntry:
-        return replace(super()._entry(nic, state), arp_rate=UNLIMITED, tracked=nic.port % TRACKED == 0)
+        return replace(
+            super()._entry(nic, state), arp_rate=UNLIMITED, group_rate=UNLIMITED, tracked=nic.port % TRACKED == 0
+        )
 
 
 def subnets_of(plan: AddressPlan) -> list[SubnetId]:

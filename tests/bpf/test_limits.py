@@ -7,7 +7,7 @@ import pytest
 from bpf_bench import PORT_ID, Bench, host_entry, port_entry
 from bpf_frames import ethernet
 
-from divhook.abi.entries import Rate, TrafficCount
+from divhook.abi.entries import NO_LIMIT, Rate, TrafficCount
 from divhook.adapters.bpf import FROM_GUEST, FROM_WIRE, PASS
 from divhook.core.reasons import DropReason as R
 
@@ -47,6 +47,39 @@ def test_rarp_shares_the_limit_of_arp(bench: Bench) -> None:
     bench.programs.set_port(bench.port, port_entry(arp_rate=Rate(1, 1)))
     bench.guest_diverted(RARP)
     bench.guest_dropped(ARP, R.DIVERT_RATE_LIMITED)
+
+
+GROUP_FRAMES = {
+    "broadcast": ethernet(f.ipv4(destination=f.LIMITED_BROADCAST), destination=f.BROADCAST),
+    "multicast": ethernet(f.ipv4(destination=f.MULTICAST), destination=f.MDNS_GROUP),
+    "unicast in a broadcast frame": ethernet(f.ipv4(), destination=f.BROADCAST),
+}
+IGMP = ethernet(f.ipv4(bytes(8), destination=f.MULTICAST, protocol=2), destination=f.MDNS_GROUP)
+DHCP_BROADCAST = ethernet(f.dhcp(), destination=f.BROADCAST)
+
+
+@pytest.mark.parametrize("kind", GROUP_FRAMES)
+def test_group_frames_have_a_limit_of_their_own_and_its_own_reason(bench: Bench, kind: str) -> None:
+    bench.programs.set_port(bench.port, port_entry(group_rate=SLOW))
+    for _ in range(BURST):
+        bench.guest_diverted(GROUP_FRAMES[kind])
+    for frame in GROUP_FRAMES.values():
+        bench.guest_dropped(frame, R.GROUP_RATE_LIMITED)
+    for frame in (DATA, ARP, DHCP, IGMP, DHCP_BROADCAST):
+        bench.guest_diverted(frame)
+
+
+def test_without_a_limit_of_their_own_group_frames_have_that_of_what_is_diverted(bench: Bench) -> None:
+    bench.programs.set_port(bench.port, port_entry(group_rate=NO_LIMIT, ipv4_rate=SLOW))
+    for _ in range(BURST):
+        bench.guest_diverted(GROUP_FRAMES["broadcast"])
+    bench.guest_dropped(GROUP_FRAMES["broadcast"], R.DIVERT_RATE_LIMITED)
+
+
+def test_igmp_shares_the_limit_of_arp(bench: Bench) -> None:
+    bench.programs.set_port(bench.port, port_entry(arp_rate=Rate(1, 1), group_rate=NOTHING))
+    bench.guest_diverted(IGMP)
+    bench.guest_dropped(IGMP, R.DIVERT_RATE_LIMITED)
 
 
 def test_fragment_with_dhcp_ports_uses_the_limit_of_data(bench: Bench) -> None:

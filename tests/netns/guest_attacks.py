@@ -19,6 +19,12 @@ ME, NEIGHBOUR, FAR, DB = (ADDRESS[name] for name in ("mal", "near", "far", "db")
 ROUTER, HOST, PEER = "10.1.1.1", "172.30.0.11", "172.30.0.12"
 IPV4, ARP, RARP = 0x0800, 0x0806, 0x8035
 
+TO_GROUPS = {
+    **dict.fromkeys(("224.0.0.1", "224.0.0.251", "239.1.2.3", "255.255.255.255", "10.1.1.255"), ""),
+    **dict.fromkeys(("10.1.2.255", "10.255.255.255"), "directed_broadcast"),
+}
+"""Group addresses, and the reason for which a frame to one in a group frame must be dropped, if any."""
+
 Attack = tuple[str, bytes, str]
 """What it is, the frame, the reason."""
 
@@ -263,13 +269,7 @@ def _destinations() -> Iterator[Attack]:
         "0.0.0.0": "martian_destination",
         "240.0.0.1": "martian_destination",
         ME: "martian_destination",
-        "224.0.0.1": "multicast_unsupported",
-        "224.0.0.251": "multicast_unsupported",
-        "239.1.2.3": "multicast_unsupported",
-        "255.255.255.255": "broadcast_unsupported",
-        "10.1.1.255": "broadcast_unsupported",
-        "10.1.2.255": "broadcast_unsupported",
-        "10.255.255.255": "broadcast_unsupported",
+        **dict.fromkeys(TO_GROUPS, "l2_multicast_mismatch"),
         "10.1.1.0": "martian_destination",
         "10.2.1.70": "cell_denied",
         "10.2.1.1": "cell_denied",
@@ -284,6 +284,8 @@ def _destinations() -> Iterator[Attack]:
                 expected = "l2_multicast_mismatch"
             if mac_name in groups and target == "10.1.1.0":
                 expected = "l2_multicast_mismatch"
+            if mac_name in groups and target in TO_GROUPS:
+                expected = TO_GROUPS[target]
             if not expected:
                 continue
             for name, protocol, body in (

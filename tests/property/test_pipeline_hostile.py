@@ -42,6 +42,7 @@ from divhook.core import validate
 from divhook.core.addressing import ALL_HOSTS_GROUP, SubnetId, group_mac
 from divhook.core.discovery import Limits
 from divhook.core.endpoint import Endpoint, PortState
+from divhook.core.group import link_destination
 from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.validate import Lane
@@ -54,6 +55,7 @@ ADDRESSES = (
     *(e.address for e in (*LOCAL, FAR, FAR, LOG, LOG, MOLE)),
     *SPECIAL,
     bytes((224, 0, 0, 5)),
+    bytes((239, 1, 2, 3)),
     bytes((10, 3, 200, 7)),
 )
 MACS = (
@@ -78,7 +80,7 @@ REACHABLE = {
     *(R.FRAGMENT_INVALID, R.SPOOF_MAC, R.SPOOF_IPV4, R.SPOOF_ARP_SHA, R.SPOOF_ARP_SPA, R.SPOOF_LOCAL),
     *(R.SPOOF_SOURCE, R.UNKNOWN_HOST, R.UNVERIFIED, R.ROGUE_DHCP, R.RARP_FROM_GUEST, R.CELL_DENIED),
     *(R.NO_SUCH_ENDPOINT, R.NEGATIVE_CACHED, R.RESOLVE_RATE_PORT, R.HOLD_QUEUE_FULL, R.HOLD_TABLE_FULL),
-    *(R.TTL_EXPIRED, R.FRAGMENTATION_NEEDED, R.BROADCAST_UNSUPPORTED, R.MULTICAST_UNSUPPORTED, R.NOT_JOINED),
+    *(R.TTL_EXPIRED, R.FRAGMENTATION_NEEDED, R.DIRECTED_BROADCAST, R.MULTICAST_UNSUPPORTED, R.NOT_JOINED),
     *(R.EXTERNAL_UNSUPPORTED, R.MARTIAN_DESTINATION, R.NOT_LOCAL, R.ROUTER_SERVICE, R.WIRE_GROUP_UNICAST),
     *(R.PORT_NOT_ACTIVE, R.PORT_UNKNOWN, R.CONSUMED),
 }
@@ -207,6 +209,10 @@ def is_dhcp_answer(frame: bytes) -> bool:
     return frame[12:14] == b"\x08\x00" and frame[23] == 17 and frame[34:38] == b"\0\x43\0\x44"
 
 
+def is_group_frame(frame: bytes) -> bool:
+    return bool(frame[0] & 1)
+
+
 def cell_of(address: bytes) -> int | None:
     place = PLAN.locate(address)
     return place.cell if place is not None else None
@@ -303,7 +309,13 @@ class Auditor:
             assert all(isinstance(o, ToGuest) and o.port == port for o in emitted), "only answers go with a drop"
         else:
             assert emitted
-            assert len({(type(o), o.port if isinstance(o, ToGuest) else o.frame[:6]) for o in emitted}) == 1
+            targets = [(type(o), o.port if isinstance(o, ToGuest) else o.frame[:6]) for o in emitted]
+            if is_group_frame(emitted[0].frame):
+                assert len(set(targets)) == len(targets)
+                assert all(is_group_frame(o.frame) for o in emitted)
+                assert sum(isinstance(o, ToWire) for o in emitted) == (port != 0), "once on the wire, from a guest"
+            else:
+                assert len(set(targets)) == 1
 
     def _change(self, step: Change) -> None:
         ports, discovery, now = self.host.ports, self.host.discovery, self.net.now
@@ -326,18 +338,27 @@ class Auditor:
         self.seen[output.reason.name if isinstance(output, Drop) else type(output).__name__] += 1
         if isinstance(output, ToWire):
             assert output.frame[6:14] == HOST_A + b"\x08\x00"
-            assert output.frame[:6] in (HOST_B, HOST_C)
             sender = self.host.ports.at(output.frame[26:30])
             assert sender is not None
             assert sender.state is PortState.ACTIVE
-            assert cell_of(output.frame[30:34]) == sender.subnet.cell
+            if output.frame[:6] in (HOST_B, HOST_C):
+                assert cell_of(output.frame[30:34]) == sender.subnet.cell
+            else:
+                assert output.frame[:6] == group_mac(sender.subnet)
+                assert validate.is_group_address(PLAN, output.frame[30:34])
         elif isinstance(output, ToGuest):
             receiver = self.host.ports.port(output.port)
             assert receiver is not None
-            assert output.frame[:6] in (receiver.vmac, b"\xff" * 6)
             source = output.frame[26:30] if output.frame[12:14] == b"\x08\x00" else output.frame[28:32]
             assert cell_of(source) == receiver.subnet.cell
-            if output.frame[:6] == receiver.vmac and not is_dhcp_answer(output.frame):
+            if is_group_frame(output.frame) and not is_dhcp_answer(output.frame):
+                assert receiver.state is PortState.ACTIVE
+                assert output.frame[:6] == link_destination(output.frame[30:34])
+                assert PLAN.locate(source) == receiver.subnet
+                assert source != receiver.address
+                assert output.frame[6:12] not in (HOST_A, HOST_B, HOST_C, receiver.vmac)
+            elif not is_dhcp_answer(output.frame):
+                assert output.frame[:6] == receiver.vmac
                 assert receiver.state is PortState.ACTIVE
                 assert output.frame[6:12] not in (HOST_A, HOST_B, HOST_C)
         else:

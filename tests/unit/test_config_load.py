@@ -121,6 +121,12 @@ def test_static_addresses_are_reserved_in_their_subnet_only(etc: Etc) -> None:
     assert config.endpoints[0].source == "cells/shop.yaml:7"
 
 
+def test_the_limit_of_group_frames_is_a_number_or_off(etc: Etc) -> None:
+    text = "cell: a\nnumber: 1\nsubnets: {x: {number: 1}, y: {number: 2, group_pps: 7}, z: {number: 3, group_pps: off}}"
+    config = etc.put("cells/a.yaml", text).load()
+    assert [config.find_subnet("a", name).group_limit for name in "xyz"] == [200, 7, None]
+
+
 def test_the_mtu_follows_the_uplink_up_to_the_slow_paths_limit(etc: Etc) -> None:
     config = etc.put("cells/a.yaml", "cell: a\nnumber: 1\nsubnets: {x: {number: 1}, y: {number: 2, mtu: 1400}}").load()
     assert [config.find_subnet("a", "x").mtu_with(m) for m in (1500, 9000)] == [1500, 3990]
@@ -238,6 +244,8 @@ SUBNET_MISTAKES = [
     ("lease: 1 hour",
      "10: '1 hour' is no lease time (seconds, or a number with a unit: \"90s\", \"30m\", \"1h\", \"7d\")"),
     ("lease: 59", "10: a lease of 59 s is outside 60 s to 31622400 s (one year)"),
+    ("group_pps: 0", "14: a rate of 0 frames/s is outside 1 to 10000000 (or `off` for no limit)"),
+    ("group_pps: on", "14: a rate must be a whole number or off, not 'on' (for example 200)"),
     ("leese: 1h", "3: unknown key 'leese' (did you mean 'lease'?)"),
     ("boot_file: ünix", "14: 'ünix' is no boot file name (1 to 127 printable ASCII characters)"),
     ("routes: [{via: 10.1.1.9}]", "12: key 'destination' is missing (Prefix that is reached this way)"),

@@ -123,13 +123,10 @@ FRAMES = {
 }
 
 PACKETS = {
-    "limited broadcast": (LIMITED, R.BROADCAST_UNSUPPORTED),
-    "own subnet's broadcast": (PLAN.broadcast(LAN), R.BROADCAST_UNSUPPORTED),
-    "other subnet's broadcast": (PLAN.broadcast(BACK), R.BROADCAST_UNSUPPORTED),
-    "other cell's broadcast": (PLAN.broadcast(FOREIGN), R.BROADCAST_UNSUPPORTED),
-    "broadcast of a subnet that is not there": (PLAN.broadcast(SubnetId(3, 200)), R.BROADCAST_UNSUPPORTED),
-    "multicast": (bytes((224, 0, 0, 251)), R.MULTICAST_UNSUPPORTED),
-    "highest multicast": (bytes((239, 255, 255, 255)), R.MULTICAST_UNSUPPORTED),
+    "limited broadcast in a unicast frame": (LIMITED, R.L2_MULTICAST_MISMATCH),
+    "own subnet's broadcast in a unicast frame": (PLAN.broadcast(LAN), R.L2_MULTICAST_MISMATCH),
+    "multicast in a unicast frame": (bytes((224, 0, 0, 251)), R.L2_MULTICAST_MISMATCH),
+    "highest multicast in a unicast frame": (bytes((239, 255, 255, 255)), R.L2_MULTICAST_MISMATCH),
     "class E": (bytes((240, 0, 0, 1)), R.MARTIAN_DESTINATION),
     "loopback": (bytes((127, 0, 0, 1)), R.MARTIAN_DESTINATION),
     "this network": (bytes((0, 1, 2, 3)), R.MARTIAN_DESTINATION),
@@ -179,12 +176,6 @@ def test_no_way_there_is_net_unreachable(net, target, reason):
         in_port(WEB, RMAC[LAN], net_unreachable(packet, ROUTER[LAN], WEB.address)),
         Drop(reason, WEB.port, packet),
     ]
-
-
-def test_broadcast_to_the_own_subnet_after_it_was_removed_from_the_files_is_not_answered(net):
-    del net.a.pipeline.topology[LAN]
-    packet = udp(WEB.address, PLAN.broadcast(LAN))
-    assert net.sent(net.a, WEB, from_guest(WEB, packet)) == [Drop(R.BROADCAST_UNSUPPORTED, WEB.port, packet)]
 
 
 def test_subnet_of_an_other_cell_and_of_no_cell_look_the_same(net):

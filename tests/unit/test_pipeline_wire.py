@@ -6,7 +6,6 @@ from pipeline_hosts import (
     BACK,
     DB,
     FAR,
-    FOREIGN,
     HOST_A,
     HOST_B,
     HOST_C,
@@ -362,26 +361,6 @@ def test_bad_frame_is_dropped_with_its_reason(known, frame, reason):
 def test_what_is_not_the_pipelines_gives_no_output(known, frame):
     assert known.heard(known.a, frame) == []
     assert known.log == []
-
-
-@pytest.mark.parametrize(
-    ("destination", "reason"),
-    [
-        (PLAN.broadcast(LAN), R.BROADCAST_UNSUPPORTED),
-        (b"\xff" * 4, R.BROADCAST_UNSUPPORTED),
-        (bytes((224, 0, 0, 251)), R.MULTICAST_UNSUPPORTED),
-    ],
-)
-def test_group_packets_of_a_joined_subnet_have_their_own_reasons_until_they_are_supported(known, destination, reason):
-    packet = ipv4(FAR.address, destination)
-    assert known.heard(known.a, wire(packet, destination=GROUP)) == [Drop(reason, 0, packet)]
-
-
-def test_group_is_heard_while_a_port_of_its_subnet_is_not_fenced(net):
-    frame = wire(ipv4(MOLE.address, PLAN.broadcast(FOREIGN)), destination=group_mac(FOREIGN))
-    assert [o.reason for o in net.heard(net.a, frame)] == [R.BROADCAST_UNSUPPORTED]
-    net.a.put(SPY, PortState.FENCED)
-    assert [o.reason for o in net.heard(net.a, frame)] == [R.NOT_JOINED]
 
 
 def test_packet_entry_point_checks_again_what_tc_has_checked(known):

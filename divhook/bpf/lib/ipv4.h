@@ -30,6 +30,7 @@
 #define OPTION_SSRR 137
 
 #define PROTOCOL_ICMP 1
+#define PROTOCOL_IGMP 2
 #define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
 #define TCP_LEN 20
