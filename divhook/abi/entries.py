@@ -117,6 +117,7 @@ class PortEntry:
     port_id: 1..65535, what the mark says. address: None until one is assigned; then only DHCP and ARP probes pass.
     router: the subnet's router, to which a client without address may send DHCP. Rates limit what reaches the agent.
     tracked: its flows are kept; it has a table for them. group_rate: of broadcast and multicast, whoever forwards it.
+    policed: only those flows pass that its record in map `port_policies` lets in; it is tracked, too.
     """
 
     port_id: int
@@ -129,6 +130,7 @@ class PortEntry:
     dhcp_rate: Rate = field(default=PORT_DHCP_RATE)
     tracked: bool = False
     group_rate: Rate = field(default=PORT_GROUP_RATE)
+    policed: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.port_id <= MAX_PORT:
@@ -149,7 +151,7 @@ class PortEntry:
             packed_address(self.address or ZERO_ADDRESS),
             packed_address(self.router),
             packed_mac(self.vmac),
-            layout.PORT_TRACKED if self.tracked else 0,
+            layout.PORT_TRACKED * self.tracked | layout.PORT_POLICED * self.policed,
             rates,
         )
 
@@ -168,12 +170,16 @@ class PortEntry:
             Rate.unpack(raw.rates[PortBucket.DHCP]),
             bool(raw.flags & layout.PORT_TRACKED),
             Rate.unpack(raw.rates[PortBucket.GROUP]),
+            bool(raw.flags & layout.PORT_POLICED),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class LocalEndpoint:
-    """Map `endpoints`: behind a port of this host. mtu: bytes of an IP packet in its subnet. tracked: as its port."""
+    """Map `endpoints`: behind a port of this host. mtu: bytes of an IP packet in its subnet.
+
+    tracked, policed: as its port.
+    """
 
     vmac: Mac
     ifindex: int
@@ -182,11 +188,12 @@ class LocalEndpoint:
     fenced: bool = False
     tracked: bool = False
     identity: int = 0
+    policed: bool = False
 
     def pack(self) -> layout.Endpoint:
         """struct endpoint. Raises ValueError where a field is out of range."""
         kind = EndpointKind.FENCED if self.fenced else EndpointKind.LOCAL
-        flags = layout.ENDPOINT_TRACKED if self.tracked else 0
+        flags = layout.ENDPOINT_TRACKED * self.tracked | layout.ENDPOINT_POLICED * self.policed
         here = {"ifindex": self.ifindex, "port_id": self.port_id}
         return _endpoint(kind, self.vmac, self.mtu, **here, flags=flags, identity=self.identity)
 
@@ -233,7 +240,8 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
     vmac = bytes(raw.vmac.octets)
     if raw.kind != EndpointKind.REMOTE:
         fenced, tracked = raw.kind == EndpointKind.FENCED, bool(raw.flags & layout.ENDPOINT_TRACKED)
-        return LocalEndpoint(vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked, raw.identity)
+        policed = bool(raw.flags & layout.ENDPOINT_POLICED)
+        return LocalEndpoint(vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked, raw.identity, policed)
     host = bytes(raw.host.octets)
     claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
     used, heard = raw.used & layout.ENDPOINT_USED, raw.used & layout.ENDPOINT_HEARD

@@ -21,15 +21,31 @@ MAX_PEERS = 16384
 MAX_DROP_COUNTERS = 32768
 FLOWS_PER_PORT = 16384
 FLOWS_PER_CPU = 256
+MAX_POLICY_ENTRIES = 1048576
+MAX_POLICY_IDENTITIES = 131072
+MAX_POLICY_PREFIXES = 524288
+MAX_CELL_PAIRS = 65536
+MAX_RULE_COUNTS = 65536
+FLOW_LOG_BYTES = 262144
+POLICY_SCOPE_BITS = 128
+POLICY_SPACE_BITS = 24
+POLICY_CELL_BITS = 32
 
 BUCKETS = 4
 HOST_FASTPATH = 1
 ENDPOINT_USED = 1
 ENDPOINT_HEARD = 2
 PORT_TRACKED = 1
+PORT_POLICED = 2
 ENDPOINT_TRACKED = 1
+ENDPOINT_POLICED = 2
 FLOW_OPENED_BY_HIGH = 1
 FLOW_ANSWERED = 2
+POLICY_ALLOW = 1
+POLICY_LOG = 2
+FLOW_EVENT_OUTWARD = 1
+FLOW_EVENT_ENDED = 2
+FLOW_EVENT_PICKED_UP = 4
 
 
 @unique
@@ -61,6 +77,8 @@ class EndpointKind(IntEnum):
     FENCED = 3
 
 
+U64 = ctypes.c_uint64
+Words = ctypes.c_uint32 * 2
 Octets2 = ctypes.c_uint8 * 2
 Octets4 = ctypes.c_uint8 * 4
 Octets6 = ctypes.c_uint8 * 6
@@ -206,4 +224,88 @@ class Flow(ctypes.Structure):
         ("fragments_low_port_be", Octets2),
         ("fragments_high_port_be", Octets2),
         ("pad", ctypes.c_uint8 * 4),
+    )
+
+
+class PortPolicy(ctypes.Structure):
+    """struct port_policy: value of map `port_policies`"""
+
+    _fields_ = (
+        ("identity", ctypes.c_uint64),
+        ("scopes", ctypes.c_uint64 * 2),
+        ("pickup_until_ticks", ctypes.c_uint64),
+        ("log_rate", Rate),
+        ("cell_be", Octets4),
+        ("epoch", ctypes.c_uint32),
+        ("allowed", Octets2),
+        ("pad", ctypes.c_uint8 * 6),
+    )
+
+
+class PolicyKey(ctypes.Structure):
+    """struct policy_key: key of map `policy_entries`"""
+
+    _fields_ = (
+        ("prefix_bits", ctypes.c_uint32),
+        ("scope", Words),
+        ("remote", Words),
+        ("protocol", ctypes.c_uint8),
+        ("port_be", Octets2),
+        ("pad", ctypes.c_uint8),
+    )
+
+
+class PolicyEntry(ctypes.Structure):
+    """struct policy_entry: value of map `policy_entries`"""
+
+    _fields_ = (("rule", ctypes.c_uint64), ("flags", ctypes.c_uint32), ("pad", ctypes.c_uint32))
+
+
+class IdentityKey(ctypes.Structure):
+    """struct identity_key: key of map `policy_identities`"""
+
+    _fields_ = (("identity", ctypes.c_uint64), ("cell_be", Octets4), ("pad", ctypes.c_uint32))
+
+
+class ExternalKey(ctypes.Structure):
+    """struct external_key: key of map `policy_prefixes`"""
+
+    _fields_ = (("prefix_bits", ctypes.c_uint32), ("cell_be", Octets4), ("address_be", Octets4))
+
+
+class PolicyClass(ctypes.Structure):
+    """struct policy_class: value of maps `policy_identities` and `policy_prefixes`"""
+
+    _fields_ = (("class", ctypes.c_uint64),)
+
+
+class CellPair(ctypes.Structure):
+    """struct cell_pair: key of map `cell_pairs`"""
+
+    _fields_ = (("own_be", Octets4), ("other_be", Octets4))
+
+
+class RuleCount(ctypes.Structure):
+    """struct rule_count: value of map `rule_counts`, per CPU"""
+
+    _fields_ = (("flows", ctypes.c_uint64),)
+
+
+class FlowEvent(ctypes.Structure):
+    """struct flow_event: what ring `flow_log` holds"""
+
+    _fields_ = (
+        ("time_ns", ctypes.c_uint64),
+        ("rule", ctypes.c_uint64),
+        ("local_identity", ctypes.c_uint64),
+        ("remote_identity", ctypes.c_uint64),
+        ("source_be", Octets4),
+        ("destination_be", Octets4),
+        ("source_port_be", Octets2),
+        ("destination_port_be", Octets2),
+        ("port_id", ctypes.c_uint16),
+        ("reason", ctypes.c_uint16),
+        ("protocol", ctypes.c_uint8),
+        ("flags", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 6),
     )

@@ -107,6 +107,8 @@ enum drop_reason {
 	ROUTER_SERVICE = 80,
 	ICMP_RATE_LIMITED = 81,
 	WIRE_GROUP_UNICAST = 82,
+	FLOW_UNKNOWN = 83,
+	IDENTITY_UNKNOWN = 84,
 	DIRECTED_BROADCAST = 87,
 	IGMP_REFUSED = 88,
 	GROUP_RATE_LIMITED = 89,
@@ -157,6 +159,7 @@ struct host_config {
 
 /* port.flags */
 #define PORT_TRACKED 1 /* flows to and from it are kept, in a table of its own in map `flows` */
+#define PORT_POLICED 2 /* and only those pass that map `port_policies` lets in; tracked, too */
 
 /* Map `ports`: ifindex → port. */
 struct port {
@@ -181,6 +184,7 @@ enum endpoint_kind {
 
 /* endpoint.flags */
 #define ENDPOINT_TRACKED 1 /* local: its port is PORT_TRACKED */
+#define ENDPOINT_POLICED 2 /* local: its port is PORT_POLICED */
 
 /*
  * Map `endpoints`: address → who holds it, as far as frames have needed it. The four words of the claim are the
@@ -315,6 +319,116 @@ enum flow_class {
 	FLOW_UNTRACKED = 6,   /* never part of one */
 };
 
+/*
+ * Policy: divhook/policy/table.py has the meaning of scopes, classes and entries; lib/policy.h the look-up.
+ */
+#define MAX_POLICY_ENTRIES 1048576  /* of all cells with a guest here; divhook/policy/table.py bounds a cell's */
+#define MAX_POLICY_IDENTITIES 131072 /* (cell, identity of the other end) */
+#define MAX_POLICY_PREFIXES 524288  /* external, of all cells */
+#define MAX_CELL_PAIRS 65536
+#define MAX_RULE_COUNTS 65536 /* rules that have decided; past it they are not counted */
+#define FLOW_LOG_BYTES 262144 /* of the ring: 4,000 events that nobody has read yet; past it they are lost */
+#define POLICY_SCOPE_BITS 128 /* of a policy_key: scope and remote */
+#define POLICY_SPACE_BITS 24  /* protocol and port */
+#define POLICY_CELL_BITS 32   /* of an external_key */
+
+enum policy_direction {
+	POLICY_INGRESS = 1, /* the port's endpoint is the destination of the flow */
+	POLICY_EGRESS = 2,
+};
+
+/* Where the other end is; the first two are one for entries, and two for defaults. */
+enum policy_relation {
+	POLICY_SUBNET = 1,
+	POLICY_CELL = 2,
+	POLICY_OTHER = 3,
+	POLICY_EXTERNAL = 4,
+};
+
+/* Map `port_policies`: port id → what its cell's policy makes of it. Exchanged as a whole. */
+struct port_policy {
+	__u64 identity;
+	__u64 scopes[2];	   /* by enum policy_direction, minus 1; 0: no rules */
+	__u64 pickup_until_ticks; /* jiffies64: until then TCP in mid-stream may begin a flow that is allowed */
+	struct rate log_rate;
+	__be32 cell_be; /* its address, but for subnet and host bits */
+	__u32 epoch;	/* of the cell's policy here: a flow of another one is asked about again */
+	__u8 allowed[2]; /* where no rule speaks: 1 << enum policy_relation; by direction */
+	__u8 pad[6];
+};
+
+/* Map `policy_entries` (LPM): scope, class or relation, protocol and port → verdict. Words of scope and remote are in
+ * the machine's order: they are compared whole. */
+struct policy_key {
+	__u32 prefix_bits; /* POLICY_SCOPE_BITS and as many of protocol and port as tell */
+	__u32 scope[2];
+	__u32 remote[2];
+	__u8 protocol;
+	__u8 port_be[2];
+	__u8 pad;
+};
+
+/* policy_entry.flags */
+#define POLICY_ALLOW 1
+#define POLICY_LOG 2
+
+struct policy_entry {
+	__u64 rule;
+	__u32 flags;
+	__u32 pad;
+};
+
+/* Map `policy_identities`: → class of an endpoint for the rules of a cell. One that is not there is not known. */
+struct identity_key {
+	__u64 identity;
+	__be32 cell_be;
+	__u32 pad;
+};
+
+/* Map `policy_prefixes` (LPM): → class of an external address for the rules of a cell; 0 where none matches. */
+struct external_key {
+	__u32 prefix_bits;
+	__be32 cell_be;
+	__be32 address_be;
+};
+
+struct policy_class {
+	__u64 class;
+};
+
+/* Map `cell_pairs`: cells between which some rule of the first could allow something. other_be 0xffffffff: any. */
+struct cell_pair {
+	__be32 own_be;
+	__be32 other_be;
+};
+
+/* Map `rule_counts`, per CPU: rule → flows that it has decided. */
+struct rule_count {
+	__u64 flows;
+};
+
+/* flow_event.flags */
+#define FLOW_EVENT_OUTWARD 1   /* the packet came from the port */
+#define FLOW_EVENT_ENDED 2     /* of a flow that was live, and is forbidden now */
+#define FLOW_EVENT_PICKED_UP 4 /* in mid-stream */
+
+/* Ring `flow_log`: divhook/core/flow_log.py. */
+struct flow_event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u64 rule;
+	__u64 local_identity;
+	__u64 remote_identity;
+	__be32 source_be;
+	__be32 destination_be;
+	__be16 source_port_be; /* ICMP: type and code, one byte each */
+	__be16 destination_port_be;
+	__u16 port_id;
+	__u16 reason; /* enum drop_reason; 0: allowed */
+	__u8 protocol;
+	__u8 flags;
+	__u8 pad[6];
+};
+
 _Static_assert(sizeof(struct mac) == 6, "mac");
 _Static_assert(sizeof(struct rate) == 8, "rate");
 _Static_assert(sizeof(struct host_config) == 48 + 8 * BUCKETS, "host_config");
@@ -331,3 +445,10 @@ _Static_assert(sizeof(struct traffic) == 56, "traffic");
 _Static_assert(sizeof(struct flow_key) == 16, "flow_key");
 _Static_assert(sizeof(struct flow) == 72, "flow");
 _Static_assert(__builtin_offsetof(struct flow, pad) == 68, "flow without implicit padding");
+_Static_assert(sizeof(struct port_policy) == 56, "port_policy");
+_Static_assert(__builtin_offsetof(struct port_policy, pad) == 50, "port_policy without implicit padding");
+_Static_assert(sizeof(struct policy_key) == 24, "policy_key");
+_Static_assert(sizeof(struct policy_entry) == 16, "policy_entry");
+_Static_assert(sizeof(struct identity_key) == 16, "identity_key");
+_Static_assert(sizeof(struct external_key) == 12, "external_key");
+_Static_assert(sizeof(struct flow_event) == 56, "flow_event");

@@ -44,7 +44,7 @@ class DropReason(IntEnum):
 
     # 64..95: where it wanted to go
     CELL_DENIED = 64  # other cell, no policy allows it
-    POLICY_DENIED = 65
+    POLICY_DENIED = 65  # a rule, or a default of the cell's policy
     NO_SUCH_ENDPOINT = 66  # discovery found nobody
     NEGATIVE_CACHED = 67
     RESOLVE_RATE_PORT = 68
@@ -62,6 +62,8 @@ class DropReason(IntEnum):
     ROUTER_SERVICE = 80  # to the router's address, but no service of it
     ICMP_RATE_LIMITED = 81  # the router would answer, but answered too often
     WIRE_GROUP_UNICAST = 82  # from_wire, unicast IPv4 sent to a group MAC
+    FLOW_UNKNOWN = 83  # of a port with a policy: can only be part of a flow, and there is none
+    IDENTITY_UNKNOWN = 84  # the other end's host did not say what its identity stands for
 
     DIRECTED_BROADCAST = 87  # broadcast of another subnet (RFC 2644)
     IGMP_REFUSED = 88  # malformed, a query (the router alone asks), or one group more than a port may join

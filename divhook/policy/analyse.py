@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 
 from divhook.config.problems import Position, Problem, did_you_mean
-from divhook.policy.cell import CellPolicy, Direction, Relation, Rule
+from divhook.core.verdict import Direction, Relation
+from divhook.policy.cell import CellPolicy, Rule
 from divhook.policy.files import PolicySet
 from divhook.policy.peers import EXTERNAL, Anyone, CellPeer, Cidr, DnsName, Peer, Selection
 from divhook.policy.services import SPACE_BITS, Service

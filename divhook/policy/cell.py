@@ -7,36 +7,14 @@ end's subnet decides, by where the remote end is (its relation). The order of ru
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import NamedTuple
 
 from divhook.config.problems import Position
 from divhook.core.addressing import Address
+from divhook.core.verdict import Direction, Relation
 from divhook.policy.identity import Identity, content_number
 from divhook.policy.peers import Anyone, CellPeer, Cidr, DnsName, Peer, Selection
 from divhook.policy.services import Service
-
-
-class Direction(IntEnum):
-    """Which side of a flow a rule is for. INGRESS: the local end is the destination."""
-
-    INGRESS = 1
-    EGRESS = 2
-
-    def __str__(self) -> str:
-        return self.name.lower()
-
-
-class Relation(IntEnum):
-    """Where the remote end is, as seen from the local end. The kernel reads it off the two addresses."""
-
-    SUBNET = 1
-    CELL = 2
-    OTHER = 3
-    EXTERNAL = 4
-
-    def __str__(self) -> str:
-        return ("", "same subnet", "same cell", "other cell", "external")[self]
 
 
 class Remote(NamedTuple):

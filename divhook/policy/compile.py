@@ -18,7 +18,8 @@ from operator import attrgetter
 from typing import Generic, TypeVar
 
 from divhook.core.addressing import Address
-from divhook.policy.cell import CellPolicy, Direction, Relation, Rule
+from divhook.core.verdict import Direction, Relation
+from divhook.policy.cell import CellPolicy, Rule
 from divhook.policy.external import ExternalPrefixes
 from divhook.policy.identity import Identity, content_number
 from divhook.policy.paint import Program

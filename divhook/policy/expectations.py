@@ -22,7 +22,7 @@ from divhook.config.problems import ConfigError, Position, Problem, did_you_mean
 from divhook.config.source import read_yaml
 from divhook.config.validate import validate
 from divhook.config.values import BadValueError, DomainName, GuestName, Ipv4, Line, Name, Switch, fault, text_of
-from divhook.policy.cell import Direction
+from divhook.core.verdict import Direction
 from divhook.policy.explain import End, Side, decide, external_end, guest_end
 from divhook.policy.files import PolicySet
 from divhook.policy.identity import IdentityError, Workload, guest_matches

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from divhook.config.problems import Position
 from divhook.core.addressing import address_text
-from divhook.policy.cell import CellPolicy, Default, Direction, Relation, Remote, Rule
+from divhook.core.verdict import Direction, Relation
+from divhook.policy.cell import CellPolicy, Default, Remote, Rule
 from divhook.policy.compile import split_peers
 from divhook.policy.files import PolicySet
 from divhook.policy.identity import Identity, Workload, identify

@@ -22,7 +22,8 @@ from divhook.config.source import MAX_FILE_BYTES, Document, read_yaml
 from divhook.config.source import Path as Place
 from divhook.config.validate import validate
 from divhook.core.addressing import AddressPlan
-from divhook.policy.cell import CellPolicy, Default, DefaultKey, Direction, Relation, Rule
+from divhook.core.verdict import Direction, Relation
+from divhook.policy.cell import CellPolicy, Default, DefaultKey, Rule
 from divhook.policy.model import MAX_GROUPS, MAX_RULES, Defaults, EgressModel, IngressModel, PolicyFile
 from divhook.policy.peers import CellPeer, Peer, Selection
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from divhook.core.addressing import Address
-from divhook.policy.cell import Direction, Relation
+from divhook.core.verdict import Direction, Relation
 from divhook.policy.prefixes import ADDRESS_BITS, covering, pack, unpack
 from divhook.policy.services import SPACE_BITS
 

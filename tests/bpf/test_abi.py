@@ -16,6 +16,7 @@ from divhook.adapters.bpf.programs import OBJECT_FILE
 from divhook.core.endpoint import PortState
 from divhook.core.flow import TIMEOUTS_S, FlowClass, FlowKind, TcpState
 from divhook.core.reasons import DropReason
+from divhook.core.verdict import Direction, Relation
 from divhook.core.wire import discovery
 
 ABI_H = (Path(divhook.__file__).parent / "bpf" / "abi.h").read_text()
@@ -34,6 +35,15 @@ STRUCTS = {
     "flow_key": layout.FlowKey,
     "flow_count": layout.FlowCount,
     "flow": layout.Flow,
+    "port_policy": layout.PortPolicy,
+    "policy_key": layout.PolicyKey,
+    "policy_entry": layout.PolicyEntry,
+    "identity_key": layout.IdentityKey,
+    "external_key": layout.ExternalKey,
+    "policy_class": layout.PolicyClass,
+    "cell_pair": layout.CellPair,
+    "rule_count": layout.RuleCount,
+    "flow_event": layout.FlowEvent,
 }
 
 
@@ -105,6 +115,11 @@ def test_endpoint_kinds_are_the_same() -> None:
 )
 def test_flows_are_classed_and_kept_by_the_same_codes(name: str, prefix: str, mirror: type[IntEnum]) -> None:
     assert enumerators(name) == {f"{prefix}{member.name}": int(member) for member in mirror}
+
+
+def test_policy_codes_are_those_of_the_core() -> None:
+    assert enumerators("policy_direction") == {f"POLICY_{d.name}": int(d) for d in Direction}
+    assert enumerators("policy_relation") == {f"POLICY_{r.name}": int(r) for r in Relation}
 
 
 def test_constants_are_the_same() -> None:

@@ -6,7 +6,8 @@ from ipaddress import IPv4Network
 from hypothesis import strategies as st
 
 from divhook.config.problems import Position
-from divhook.policy.cell import BUILT_IN, CellPolicy, Default, DefaultKey, Direction, Relation, Remote, Rule
+from divhook.core.verdict import Direction, Relation
+from divhook.policy.cell import BUILT_IN, CellPolicy, Default, DefaultKey, Remote, Rule
 from divhook.policy.identity import Identity, Workload, identify
 from divhook.policy.labels import parse_selector
 from divhook.policy.peers import ALL, EXTERNAL, Anyone, CellPeer, Cidr, DnsName, Peer, Selection

@@ -11,8 +11,9 @@ from policy_strategies import ends, points, policies, services
 from test_policy_table import expected
 
 from divhook.config.problems import ConfigError
+from divhook.core.verdict import Direction
 from divhook.policy.analyse import warnings
-from divhook.policy.cell import CellPolicy, Direction
+from divhook.policy.cell import CellPolicy
 from divhook.policy.expectations import read_expectations
 from divhook.policy.explain import decide
 from divhook.policy.files import PolicySet, load_file

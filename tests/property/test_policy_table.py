@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from policy_strategies import ANSWERS, NAMES, STRANGERS, edits, ends, points, policies
 
 from divhook.core.addressing import Address
-from divhook.policy.cell import CellPolicy, Direction, Relation, Remote, Rule
+from divhook.core.verdict import Direction, Relation
+from divhook.policy.cell import CellPolicy, Remote, Rule
 from divhook.policy.compile import CellTable, compile_policy
 from divhook.policy.identity import Identity
 from divhook.policy.peers import Anyone, CellPeer, Cidr, DnsName, Peer, Selection

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from policy_files import read_shop
 
+from divhook.core.verdict import Direction, Relation
 from divhook.policy import table as table_module
-from divhook.policy.cell import CellPolicy, Direction, Relation
+from divhook.policy.cell import CellPolicy
 from divhook.policy.compile import CellTable, compile_policy
 from divhook.policy.identity import Identity, Workload, identify
 from divhook.policy.peers import DnsName

@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from divhook.cli.main import main
 from divhook.config.schema import model_schema_text
-from divhook.policy.cell import BUILT_IN, Relation
+from divhook.core.verdict import Relation
+from divhook.policy.cell import BUILT_IN
 from divhook.policy.files import MAX_POLICY_FILES
 from divhook.policy.model import (
     MAX_GROUPS,

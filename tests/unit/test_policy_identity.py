@@ -6,7 +6,8 @@ import pytest
 
 from divhook.config.problems import Position
 from divhook.config.values import BadValueError
-from divhook.policy.cell import CellPolicy, Direction, Rule
+from divhook.core.verdict import Direction
+from divhook.policy.cell import CellPolicy, Rule
 from divhook.policy.identity import (
     MAX_IDENTITY_BYTES,
     Identity,

@@ -92,6 +92,11 @@ class FlowTables:
         told = syscall.run_frame(self._clock_fd, bytes(ETH_HEADER), 0, 0, 0, 0)
         return (told.mark << 32 | told.target) / self._ticks_per_s
 
+    @property
+    def ticks_per_s(self) -> int:
+        """How often the clock ticks."""
+        return self._ticks_per_s
+
     def install(self, port_id: int, bound: int = layout.FLOWS_PER_PORT) -> PortFlows:
         """The table of a port: the one that is there, or a new one. Raises BpfError (no memory, for one)."""
         there = self.table(port_id)

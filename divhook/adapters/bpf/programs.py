@@ -27,6 +27,8 @@ from divhook.adapters.bpf.carry import carry
 from divhook.adapters.bpf.elf import load_object
 from divhook.adapters.bpf.errors import BpfError, os_error
 from divhook.adapters.bpf.flows import TICKS, FlowTables, kernel_ticks_per_s
+from divhook.adapters.bpf.policy import PolicyMaps
+from divhook.adapters.bpf.ring import Ring
 from divhook.core.addressing import Address, Mac
 from divhook.core.endpoint import PORT_WIRE
 from divhook.core.reasons import DropReason
@@ -44,7 +46,7 @@ PASS, DROP, REDIRECT = -1, 2, 7
 _U32 = struct.Struct("=I")
 _PRESENT = _U32.pack(1)
 
-_PER_CPU = {"drops", "traffic"}
+_PER_CPU = {"drops", "traffic", "rule_counts"}
 _LAYOUTS: dict[str, tuple[int, type[ctypes.Structure] | type[ctypes.c_uint32]]] = {
     "config": (4, layout.HostConfig),
     "ports": (4, layout.Port),
@@ -55,7 +57,15 @@ _LAYOUTS: dict[str, tuple[int, type[ctypes.Structure] | type[ctypes.c_uint32]]] 
     "drops": (4, layout.DropCount),
     "traffic": (4, layout.Traffic),
     "flows": (4, ctypes.c_uint32),
+    "port_policies": (4, layout.PortPolicy),
+    "policy_entries": (ctypes.sizeof(layout.PolicyKey), layout.PolicyEntry),
+    "policy_identities": (ctypes.sizeof(layout.IdentityKey), layout.PolicyClass),
+    "policy_prefixes": (ctypes.sizeof(layout.ExternalKey), layout.PolicyClass),
+    "cell_pairs": (ctypes.sizeof(layout.CellPair), ctypes.c_uint32),
+    "rule_counts": (8, layout.RuleCount),
 }
+FLOW_LOG = "flow_log"
+"""The ring. Maps that are neither here nor there are the programs' own."""
 
 
 def _value_length(name: str, cpus: int) -> int:
@@ -82,6 +92,8 @@ class Programs:
         self._maps = maps
         self._use_tcx = use_tcx
         self.flows = FlowTables(maps["flows"], programs[TICKS])
+        self.policy = PolicyMaps(maps, self.flows)
+        self.flow_log: Ring | None = None
 
     @classmethod
     def load(
@@ -132,14 +144,20 @@ class Programs:
         maps = {
             name: syscall.Map(name, fd, _LAYOUTS[name][0], _value_length(name, cpus))
             for name, fd in loaded.maps.items()
+            if name in _LAYOUTS
         }
+        rings = {name: fd for name, fd in loaded.maps.items() if name == FLOW_LOG}
+        for fd in [fd for name, fd in loaded.maps.items() if name not in _LAYOUTS and name not in rings]:
+            os.close(fd)
         for name, fd in loaded.programs.items():
             fresh = directory / "programs" / f"{name}_new"
             fresh.unlink(missing_ok=True)
             syscall.pin(fd, fresh)
             fresh.rename(directory / "programs" / name)
         use_tcx = mode == "tcx" or (mode == "auto" and syscall.tcx_supported(loaded.programs[FROM_GUEST]))
-        return cls(directory, loaded.programs, maps, use_tcx)
+        made = cls(directory, loaded.programs, maps, use_tcx)
+        made.flow_log = Ring(rings[FLOW_LOG], layout.FLOW_LOG_BYTES) if rings else None
+        return made
 
     def _take_over(self) -> None:
         """Whatever any version has attached, in whatever way, is these programs from here on; no frame meets none."""
@@ -326,6 +344,10 @@ class Programs:
         for fd in self._programs.values():
             os.close(fd)
         self._programs = {}
+        if self.flow_log is not None:
+            self.flow_log.close()
+            os.close(self.flow_log.fd)
+            self.flow_log = None
         for table in self._maps.values():
             table.close()
 

@@ -23,6 +23,7 @@
 
 #include "ipv4.h"
 #include "maps.h"
+#include "policy.h"
 
 #define PROTOCOL_SCTP 132
 #define SCTP_LEN 12
@@ -64,7 +65,7 @@ static __always_inline bool transport_read(struct __sk_buff *skb, __u32 at, __u3
 	return true;
 }
 
-enum flow_event {
+enum segment {
 	EVENT_NONE, /* not TCP, or a fragment after the first */
 	EVENT_SYN,
 	EVENT_SYN_ACK,
@@ -78,11 +79,13 @@ enum flow_event {
 struct flow_match {
 	struct flow_key key;
 	struct flow *flow; /* 0: none that lives */
-	__u32 event;	   /* enum flow_event */
+	__u32 event;	   /* enum segment */
 	bool from_high;	   /* sent by the higher address */
 	bool opens;	   /* may start a flow */
 	bool first;	   /* first fragment of a datagram with ports */
+	bool midstream;	   /* TCP that is of a flow which is not known */
 	__be16 id_be;
+	__be16 type_code_be; /* ICMP */
 };
 
 static __always_inline bool has_ports(__u8 protocol)
@@ -120,7 +123,7 @@ static __always_inline bool flow_echo(struct flow_key *key, const struct transpo
 	return true;
 }
 
-static __always_inline enum flow_event tcp_event(__u8 flags)
+static __always_inline enum segment tcp_event(__u8 flags)
 {
 	switch (flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) {
 	case TCP_SYN:
@@ -214,32 +217,36 @@ static __always_inline bool may_report(const struct host_config *host, __be32 re
 
 /* An ICMP error: related where it quotes a packet of a live flow, sent by whom it is told. at: of the quoted header. */
 static __always_inline enum flow_class flow_related(struct __sk_buff *skb, const struct host_config *host,
-						    const struct headers *error, __u32 at, void *table, __u64 now)
+						    const struct headers *error, __u32 at, void *table, __u64 now,
+						    struct flow_match *match)
 {
 	struct transport transport = {};
-	struct flow_key key = {};
+	struct flow_key *key = &match->key;
 	struct headers quoted;
 	void *header = &quoted.version_ihl;
+	__u32 end = ETH_LEN + bpf_ntohs(error->total_length_be); /* what follows is padding */
 	__u32 header_length;
 	bool from_high;
 
-	if (bpf_skb_load_bytes(skb, at, header, IPV4_MIN_LEN))
+	if (at + IPV4_MIN_LEN > end || bpf_skb_load_bytes(skb, at, header, IPV4_MIN_LEN))
 		return FLOW_INVALID;
 	header_length = (quoted.version_ihl & 0xf) * 4;
 	if (quoted.version_ihl >> 4 != 4 || header_length < IPV4_MIN_LEN ||
 	    quoted.fragment_be & bpf_htons(IPV4_OFFSET_MASK) || quoted.source_be != error->destination_be ||
 	    !may_report(host, error->source_be, quoted.destination_be))
 		return FLOW_INVALID;
-	from_high = flow_addresses(&key, quoted.source_be, quoted.destination_be, quoted.protocol);
+	from_high = flow_addresses(key, quoted.source_be, quoted.destination_be, quoted.protocol);
 	if (has_ports(quoted.protocol) || quoted.protocol == PROTOCOL_ICMP) {
-		if (bpf_skb_load_bytes(skb, at + header_length, &transport, QUOTED_LEN))
+		at += header_length;
+		if (at + QUOTED_LEN > end || bpf_skb_load_bytes(skb, at, &transport, QUOTED_LEN))
 			return FLOW_INVALID;
 		if (quoted.protocol != PROTOCOL_ICMP)
-			flow_ports(&key, &transport, from_high);
-		else if (!flow_echo(&key, &transport, from_high))
+			flow_ports(key, &transport, from_high);
+		else if (!flow_echo(key, &transport, from_high))
 			return FLOW_INVALID;
 	}
-	return flow_find(table, &key, now, host->ticks_per_s) ? FLOW_RELATED : FLOW_INVALID;
+	match->flow = flow_find(table, key, now, host->ticks_per_s);
+	return match->flow ? FLOW_RELATED : FLOW_INVALID;
 }
 
 static __always_inline void fragment_key(struct flow_key *key, __be16 id_be, bool from_high)
@@ -288,6 +295,8 @@ static __always_inline enum flow_class flow_judge(struct __sk_buff *skb, const s
 		if (payload < (protocol == PROTOCOL_SCTP ? SCTP_LEN : UDP_LEN) ||
 		    !transport_read(skb, at, UDP_LEN, &transport))
 			return FLOW_INVALID;
+		if (protocol == PROTOCOL_ICMP)
+			match->type_code_be = transport.source_be;
 		if (protocol != PROTOCOL_ICMP) {
 			match->opens = true;
 			flow_ports(key, &transport, match->from_high);
@@ -298,7 +307,7 @@ static __always_inline enum flow_class flow_judge(struct __sk_buff *skb, const s
 
 			if (type != ICMP_UNREACHABLE && type != ICMP_TIME_EXCEEDED && type != ICMP_PARAMETER)
 				return FLOW_UNTRACKED;
-			return flow_related(skb, host, header, at + ICMP_LEN, table, now);
+			return flow_related(skb, host, header, at + ICMP_LEN, table, now, match);
 		}
 	} else {
 		match->opens = true;
@@ -306,6 +315,7 @@ static __always_inline enum flow_class flow_judge(struct __sk_buff *skb, const s
 	match->flow = flow_find(table, key, now, host->ticks_per_s);
 	if (match->flow && match->event == EVENT_SYN && tcp_closed(match->flow))
 		match->flow = 0;
+	match->midstream = !match->flow && match->event != EVENT_NONE && !match->opens;
 	if (!match->flow)
 		return match->opens ? FLOW_NEW : FLOW_INVALID;
 	return match->from_high == !!(match->flow->flags & FLOW_OPENED_BY_HIGH) ? FLOW_ESTABLISHED : FLOW_REPLY;
@@ -318,21 +328,22 @@ static __always_inline __u64 identity_of(__be32 address_be)
 	return endpoint ? endpoint->identity : 0;
 }
 
-/* Keep what a packet of class NEW, ESTABLISHED or REPLY has told. outward: the table is that of its source. */
-static __always_inline void flow_note(const struct headers *header, void *table, __u64 now,
-				      const struct flow_match *match, enum flow_class class, __u32 packets, bool outward)
+/* Keep what a packet of class NEW, ESTABLISHED or REPLY has told. The identities and the epoch of a flow that begins are
+ * in room->flow already. */
+static __always_inline void flow_note(struct scratch *room, const struct headers *header, void *table, __u64 now,
+				      const struct flow_match *match, enum flow_class class, __u32 packets)
 {
-	if (class == FLOW_NEW) {
-		struct flow fresh = {
-			.seen_ticks = now,
-			.local_identity = identity_of(outward ? header->source_be : header->destination_be),
-			.remote_identity = identity_of(outward ? header->destination_be : header->source_be),
-			.counts = {{.packets = packets, .bytes = bpf_ntohs(header->total_length_be)}},
-			.tcp = {tcp_sent(FLOW_TCP_NONE, match->event)},
-			.flags = match->from_high ? FLOW_OPENED_BY_HIGH : 0,
-		};
+	__u32 bytes = bpf_ntohs(header->total_length_be);
 
-		bpf_map_update_elem(table, &match->key, &fresh, BPF_ANY);
+	if (class == FLOW_NEW) {
+		struct flow *fresh = &room->flow;
+
+		fresh->seen_ticks = now;
+		fresh->counts[0].packets = packets;
+		fresh->counts[0].bytes = bytes;
+		fresh->tcp[0] = tcp_sent(FLOW_TCP_NONE, match->event);
+		fresh->flags = match->from_high ? FLOW_OPENED_BY_HIGH : 0;
+		bpf_map_update_elem(table, &match->key, fresh, BPF_ANY);
 	} else if (match->flow) {
 		struct flow *flow = match->flow;
 		bool reply = class == FLOW_REPLY;
@@ -341,7 +352,7 @@ static __always_inline void flow_note(const struct headers *header, void *table,
 		if (flow->seen_ticks != now)
 			flow->seen_ticks = now;
 		count->packets += packets;
-		count->bytes += bpf_ntohs(header->total_length_be);
+		count->bytes += bytes;
 		if (match->event != EVENT_NONE) {
 			__u8 opener = flow->tcp[0], other = flow->tcp[1];
 			__u8 opener_next = reply ? tcp_heard(opener, match->event) : tcp_sent(opener, match->event);
@@ -356,49 +367,15 @@ static __always_inline void flow_note(const struct headers *header, void *table,
 			flow->flags |= FLOW_ANSWERED;
 	}
 	if (match->first) {
-		struct flow fragments = {
-			.seen_ticks = now,
-			.fragments_kind = match->key.kind,
-			.fragments_low_port_be = match->key.low_port_be,
-			.fragments_high_port_be = match->key.high_port_be,
-		};
-		struct flow_key key = match->key;
+		struct flow *fragments = &room->flow;
 
-		fragment_key(&key, match->id_be, match->from_high);
-		bpf_map_update_elem(table, &key, &fragments, BPF_ANY);
+		__builtin_memset(fragments, 0, sizeof(*fragments));
+		fragments->seen_ticks = now;
+		fragments->fragments_kind = match->key.kind;
+		fragments->fragments_low_port_be = match->key.low_port_be;
+		fragments->fragments_high_port_be = match->key.high_port_be;
+		room->key = match->key;
+		fragment_key(&room->key, match->id_be, match->from_high);
+		bpf_map_update_elem(table, &room->key, fragments, BPF_ANY);
 	}
-}
-
-/*
- * A valid packet, in an untagged frame, from or to (outward: from) a tracked port; packets: segments of it. Returns
- * enum flow_class; what it tells is kept. A verdict on the class belongs between judge and note. The header is read
- * again: what is not passed need not be kept at hand where no port is tracked.
- * Not static: so the verifier walks it once.
- */
-__noinline int flow_step(struct __sk_buff *skb, __u32 port_id, __u32 packets, bool outward)
-{
-	__u32 only = 0, slot = port_id % MAX_PORTS;
-	const struct host_config *host = bpf_map_lookup_elem(&config, &only);
-	void *table = bpf_map_lookup_elem(&flows, &slot);
-	__u64 now = bpf_jiffies64();
-	struct flow_match match = {};
-	const struct headers *header = (void *)(long)skb->data; /* linear, for whoever forwards */
-	enum flow_class class;
-
-	if (!host || !table || (void *)(header + 1) > (void *)(long)skb->data_end)
-		return FLOW_INVALID;
-	class = flow_judge(skb, host, header, table, now, &match);
-	if (class == FLOW_NEW || class == FLOW_ESTABLISHED || class == FLOW_REPLY)
-		flow_note(header, table, now, &match, class, packets, outward);
-	return class;
-}
-
-/* For a tracked port, of a packet that is forwarded. The class shows in cb, where a test-run can read it: outward in the
- * second word, else in the third. */
-static __always_inline int flow_of(struct __sk_buff *skb, __u32 port_id, __u32 packets, bool outward)
-{
-	int class = flow_step(skb, port_id, packets, outward);
-
-	skb->cb[outward ? 1 : 2] = class;
-	return class;
 }

@@ -11,10 +11,8 @@
 #pragma once
 
 #include "count.h"
-#include "flow.h"
+#include "enforce.h"
 #include "ipv4.h"
-
-#define NOT_KNOWN (-2) /* no TC_ACT_ */
 
 static __always_inline bool is_virtual(const struct host_config *host, __be32 address_be)
 {
@@ -115,29 +113,45 @@ static __always_inline int forward_from_guest(struct __sk_buff *skb, const struc
 	struct headers *start;
 	__u32 bytes = skb->len, packets, ifindex;
 	bool routed;
+	int verdict;
 
 	if (group)
 		return NOT_KNOWN;
 	if (!same_cell(host, destination, port->address_be)) {
 		__be32 number = destination & host->host_mask_be;
 
-		if (is_virtual(host, destination) && number && number != host->host_mask_be)
+		if (!is_virtual(host, destination) || !number || number == host->host_mask_be)
+			return NOT_KNOWN;
+		if (!(port->flags & PORT_POLICED) || !cells_may_talk(port->address_be & host->cell_mask_be,
+								      destination & host->cell_mask_be))
 			return drop(skb, port->port_id, CELL_DENIED);
-		return NOT_KNOWN;
 	}
 	endpoint = endpoint_of(destination);
 	if (!endpoint || endpoint->kind == ENDPOINT_FENCED || destination == port->address_be)
 		return NOT_KNOWN;
 	routed = !same_subnet(host, destination, port->address_be);
-	if ((routed && packet->ttl <= 1) || !fits(skb, packet, endpoint->mtu, &packets) || !trim(skb, packet))
+	if ((routed && packet->ttl <= 1) || !fits(skb, packet, endpoint->mtu, &packets))
+		return NOT_KNOWN;
+	if (port->flags & PORT_TRACKED) {
+		if (!same_cell(host, destination, port->address_be) && endpoint->kind == ENDPOINT_LOCAL &&
+		    !(endpoint->flags & ENDPOINT_POLICED))
+			return drop(skb, port->port_id, CELL_DENIED);
+		verdict = enforce(skb, port->port_id, port->port_id, packets,
+				  STEP_OUTWARD | (port->flags & PORT_POLICED), endpoint->identity);
+		if (verdict != PASSES)
+			return verdict;
+	}
+	if (endpoint->flags & ENDPOINT_TRACKED) {
+		verdict = enforce(skb, port->port_id, endpoint->port_id, packets, endpoint->flags & ENDPOINT_POLICED,
+				  identity_of(port->address_be));
+		if (verdict != PASSES)
+			return verdict;
+	}
+	if (!trim(skb, packet))
 		return NOT_KNOWN;
 	start = FRAME_START(skb, struct headers);
 	if (!start)
 		return NOT_KNOWN;
-	if (port->flags & PORT_TRACKED)
-		flow_of(skb, port->port_id, packets, true);
-	if (endpoint->flags & ENDPOINT_TRACKED)
-		flow_of(skb, endpoint->port_id, packets, false);
 	count_from(port->port_id, packets, bytes);
 	if (endpoint->kind == ENDPOINT_REMOTE) {
 		endpoint_used(endpoint);
@@ -169,17 +183,23 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 	sender = endpoint_of(packet->source_be);
 	if (!sender || mac_equal(source, &host->pmac))
 		return NOT_KNOWN;
-	if (!same_cell(host, packet->source_be, packet->destination_be))
+	if (!same_cell(host, packet->source_be, packet->destination_be) && !(local->flags & ENDPOINT_POLICED))
 		return drop(skb, 0, CELL_DENIED);
 	if (sender->kind != ENDPOINT_REMOTE)
 		return drop(skb, 0, SPOOF_LOCAL);
-	if (!mac_equal(source, &sender->host) || !fits(skb, packet, local->mtu, &packets) || !trim(skb, packet))
+	if (!mac_equal(source, &sender->host) || !fits(skb, packet, local->mtu, &packets))
+		return NOT_KNOWN;
+	if (local->flags & ENDPOINT_TRACKED) {
+		int verdict = enforce(skb, 0, local->port_id, packets, local->flags & ENDPOINT_POLICED, sender->identity);
+
+		if (verdict != PASSES)
+			return verdict;
+	}
+	if (!trim(skb, packet))
 		return NOT_KNOWN;
 	start = FRAME_START(skb, struct headers);
 	if (!start)
 		return NOT_KNOWN;
-	if (local->flags & ENDPOINT_TRACKED)
-		flow_of(skb, local->port_id, packets, false);
 	endpoint_heard(sender);
 	mac_copy(&start->ethernet.destination, &local->vmac);
 	if (same_subnet(host, packet->source_be, packet->destination_be))

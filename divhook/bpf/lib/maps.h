@@ -87,3 +87,70 @@ struct {
 	__type(key, __u32);
 	__array(values, struct flow_table);
 } flows SEC(".maps");
+
+/* What a port's cell makes of it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PORTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct port_policy);
+} port_policies SEC(".maps");
+
+/* The rules of all cells here, as prefixes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_POLICY_ENTRIES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct policy_key);
+	__type(value, struct policy_entry);
+} policy_entries SEC(".maps");
+
+/* What the other end is to a cell's rules. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_POLICY_IDENTITIES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct identity_key);
+	__type(value, struct policy_class);
+} policy_identities SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_POLICY_PREFIXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct external_key);
+	__type(value, struct policy_class);
+} policy_prefixes SEC(".maps");
+
+/* Which cells may have to do with each other at all. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_CELL_PAIRS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct cell_pair);
+	__type(value, __u32);
+} cell_pairs SEC(".maps");
+
+/* How many flows each rule has decided. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MAX_RULE_COUNTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct rule_count);
+} rule_counts SEC(".maps");
+
+/* When the flow log has room again for a port's events. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_PORTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} log_buckets SEC(".maps");
+
+/* What was decided of flows, for people. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, FLOW_LOG_BYTES);
+} flow_log SEC(".maps");
