@@ -8,7 +8,7 @@ host C   no guests
 import random
 from dataclasses import dataclass, field
 
-from divhook.core.addressing import Address, AddressPlan, Mac, SubnetId, parse_address, parse_mac, rmac
+from divhook.core.addressing import RMAC_PREFIX, Address, AddressPlan, Mac, SubnetId, parse_address, parse_mac, rmac
 from divhook.core.dhcp import SubnetService
 from divhook.core.discovery import Discovery, Event, Limits
 from divhook.core.endpoint import Endpoint, PortState, PortTable
@@ -67,6 +67,7 @@ class Host:
     limits: Limits
     out: list[Output] = field(default_factory=list)  # of `collect`
     events: list[Event] = field(default_factory=list)  # for the shell
+    queries: list[ToGuest] = field(default_factory=list)  # IGMP, which the router asks by itself
 
     def __post_init__(self) -> None:
         self.discovery = Discovery(self.pmac, PLAN, random.Random(self.pmac), WALL_US, self.limits)
@@ -82,7 +83,12 @@ class Host:
         self.ports.put(guest.with_state(state))
 
     def collect(self, now: float) -> None:
-        self.out += self.pipeline.collect(now)
+        for output in self.pipeline.collect(now):
+            routers = isinstance(output, ToGuest) and output.frame[0] & 1 and output.frame[6:8] == RMAC_PREFIX
+            if isinstance(output, ToGuest) and routers and output.frame[23] == Protocol.IGMP:
+                self.queries.append(output)
+            else:
+                self.out.append(output)
         self.events += self.pipeline.pending_events
         self.pipeline.pending_events.clear()
 
@@ -110,6 +116,7 @@ class Net:
         for host in self.hosts:  # nothing of the start is what a test asks for
             host.take()
             host.events.clear()
+            host.queries.clear()
         self.log.clear()
 
     def settle(self) -> None:

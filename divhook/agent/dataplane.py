@@ -16,7 +16,7 @@ from divhook.adapters.nfqueue import BATCH, DivertQueue
 from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
 from divhook.agent.fastpath import FastPath
 from divhook.agent.traffic import Tally
-from divhook.core.addressing import ALL_HOSTS_GROUP, Mac, SubnetId, group_mac
+from divhook.core.addressing import ALL_HOSTS_GROUP, Mac, SubnetId
 from divhook.core.auth import MAX_PEERS, Authenticator, Opened, Refused
 from divhook.core.census import AddressCensus, CensusEvent
 from divhook.core.dhcp import LeaseEvent
@@ -326,7 +326,8 @@ class Dataplane:
             log.exception("the agent failed on %s", what)
 
     def _schedule(self) -> None:
-        times = [talker.next_timer() for talker in self._talkers] + [self.authenticator.next_timer()]
+        times = [talker.next_timer() for talker in self._talkers]
+        times += [self.authenticator.next_timer(), self.pipeline.next_timer()]
         wanted = [at for at in times if at is not None]
         if self._timer is not None:
             self._timer.cancel()
@@ -339,6 +340,7 @@ class Dataplane:
         self._guarded(self._authenticator_timer)
         for talker in self._talkers:
             self._guarded(talker.on_timer, self._now)
+        self._guarded(self.pipeline.on_timer, self._now)
         self.pump()
 
     def _authenticator_timer(self) -> None:
@@ -349,7 +351,7 @@ class Dataplane:
 
     def join_groups(self, subnets: list[SubnetId]) -> None:
         """Admit exactly the groups of these subnets, and the all-hosts group. Raises BpfError or OSError."""
-        wanted = {group_mac(s) for s in subnets} | {ALL_HOSTS_GROUP}
+        wanted = {ALL_HOSTS_GROUP}.union(*map(self.pipeline.groups.of_subnet, subnets))
         if wanted == self._joined:
             return
         self._programs.set_groups(wanted)  # it may be full: then nothing is joined

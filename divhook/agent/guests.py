@@ -411,7 +411,8 @@ class Guests:
         self._join_told()
 
     def topology_changed(self) -> None:
-        """MTUs of subnets may differ."""
+        """MTUs and limits of subnets may differ, and whether groups are routed."""
+        self._join_told()
         self._ports.topology_changed(self._nics.values())
 
     def _join_told(self) -> None:

@@ -22,6 +22,7 @@ def handlers(agent: "AgentHolder") -> dict[str, Handler]:
         "neighbors": agent.answer(_neighbors),
         "drops": agent.answer(_drops),
         "leases": agent.answer(_leases),
+        "groups": agent.answer(_groups),
         "reload": agent.answer(_reload),
     }
 
@@ -174,6 +175,22 @@ def _leases(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
             "hostname": lease.hostname,
         }
         for lease in leases
+    ]
+
+
+def _groups(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Who is in which multicast group."""
+    members = agent.dataplane.pipeline.groups.members
+    return [
+        {
+            "guest": nic.guest,
+            "nic": mac_text(nic.mac),
+            "cell": nic.placement.subnet.cell,
+            "subnet": nic.placement.subnet.name,
+            "group": address_text(group),
+        }
+        for nic in agent.guests.all()
+        for group in members.of(nic.port)
     ]
 
 

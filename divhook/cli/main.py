@@ -24,6 +24,7 @@ COMMANDS = {
     "endpoints": "list the guest NICs of this host",
     "neighbors": "list which host holds which address",
     "leases": "list the DHCP leases of this host's guests",
+    "groups": "list the multicast groups that this host's guests are in",
     "drops": "list what was dropped, where and why",
     "reload": "make the agent read its files again",
     "lab": "several hosts on this one machine, to try things",

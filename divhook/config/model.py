@@ -275,6 +275,8 @@ class CellConfig(_Model):
     """Who is responsible: for people."""
     subnets: dict[Name, SubnetSettings] = Field(min_length=1)
     """Its subnets by name."""
+    multicast: Literal["subnet", "cell"] = "subnet"
+    """How far a multicast group reaches. `cell`: the router forwards it to members in the cell's other subnets."""
     endpoints: tuple[EndpointConfig, ...] = Field(default=(), max_length=MAX_STATIC_ENDPOINTS)
     """NICs that get their subnet, and maybe their address, here."""
 

@@ -10,6 +10,7 @@ A MAC is 6 bytes; an address is 4 bytes (IPv4) in network order. Only this modul
 count on four. Router MACs and group MACs are functions of (cell, subnet), in locally administered space:
 
     rmac       02:d1:CC:CC:SS:SS      group MAC  03:d1:CC:CC:SS:SS      all hosts  03:d1:ff:ff:ff:ff
+                                      of a cell  03:d1:CC:CC:ff:ff
 """
 
 from dataclasses import dataclass
@@ -165,6 +166,14 @@ class AddressPlan:
 def rmac(subnet: SubnetId) -> Mac:
     """MAC of the subnet's virtual router, the same on every host."""
     return RMAC_PREFIX + subnet.cell.to_bytes(2, "big") + subnet.subnet.to_bytes(2, "big")
+
+
+def cell_group_mac(cell: int) -> Mac:
+    """Multicast MAC that hosts with a port in a cell join where multicast is routed within the cell.
+
+    With 16 bits of subnet it is also that of subnet 65535: hosts get frames for nobody then, and drop them.
+    """
+    return GROUP_PREFIX + cell.to_bytes(2, "big") + b"\xff\xff"
 
 
 def group_mac(subnet: SubnetId) -> Mac:

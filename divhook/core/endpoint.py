@@ -46,6 +46,8 @@ class PortTable:
 
     def __init__(self) -> None:
         self._by_port: dict[int, Endpoint] = {}
+        self._by_subnet: dict[SubnetId, dict[int, Endpoint]] = {}
+        self.touched: set[SubnetId] = set()  # subnets whose ports have changed; whoever acts on that empties it
         self._by_address: dict[Address, Endpoint] = {}
 
     def put(self, endpoint: Endpoint) -> None:
@@ -58,13 +60,21 @@ class PortTable:
                 raise ValueError(f"address is held by port {holder.port} ({holder.guest})")
         self.remove(endpoint.port)
         self._by_port[endpoint.port] = endpoint
+        self._by_subnet.setdefault(endpoint.subnet, {})[endpoint.port] = endpoint
+        self.touched.add(endpoint.subnet)
         if endpoint.address is not None:
             self._by_address[endpoint.address] = endpoint
 
     def remove(self, port: int) -> Endpoint | None:
         """Forget a port; returns what was there."""
         old = self._by_port.pop(port, None)
-        if old is not None and old.address is not None:
+        if old is None:
+            return None
+        self._by_subnet[old.subnet].pop(port)
+        if not self._by_subnet[old.subnet]:
+            del self._by_subnet[old.subnet]
+        self.touched.add(old.subnet)
+        if old.address is not None:
             self._by_address.pop(old.address, None)
         return old
 
@@ -82,4 +92,9 @@ class PortTable:
 
     def in_subnet(self, subnet: SubnetId) -> list[Endpoint]:
         """Local endpoints of a subnet, in port order."""
-        return [e for e in self.all() if e.subnet == subnet]
+        there = self._by_subnet.get(subnet, {})
+        return [there[port] for port in sorted(there)]
+
+    def subnets(self, cell: int) -> list[SubnetId]:
+        """Subnets of a cell that have a port here, in order."""
+        return sorted(subnet for subnet in self._by_subnet if subnet.cell == cell)

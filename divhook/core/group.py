@@ -4,33 +4,45 @@
                  ──▶ ToWire, once: group MAC of the subnet, source own pmac
     from_wire    ──▶ the ports of the source's subnet here, once the source check has passed
 
-A guest gets what it would get on a LAN of its own: destination ff:ff:ff:ff:ff:ff, or the MAC of the IPv4 group
-(RFC 1112 §6.4); source the sender's vmac; the packet as it was sent, TTL included. Nothing of it leaves the subnet:
-the receivers follow from the source address, which anti-spoof or the source check has made sure of, and never from a
-MAC of the frame. A broadcast of another subnet is not forwarded (RFC 2644). 224.0.0.0/24 is everybody's.
+A guest gets what it would get on a LAN of its own: destination ff:ff:ff:ff:ff:ff, or the MAC of the IPv4 group;
+source the sender's vmac; the packet as it was sent, TTL included. The receivers follow from the source address, which
+anti-spoof or the source check has made sure of, and never from a MAC of the frame: so nothing leaves the subnet.
+
+    broadcast            every port of the subnet; another subnet's is not forwarded (RFC 2644)
+    224.0.0.0/24         every port of the subnet, whatever its TTL
+    any other group      its members (igmp.py)
+
+Where the cell's file says `multicast: cell`, the virtual router forwards groups to members in the cell's other
+subnets: TTL-1, from the rmac of the member's subnet. Not forwarded: TTL 1, 224.0.0.0/24, and 239.255.0.0/16, the local
+scope of RFC 2365 §6.1. The reverse path is right by the source check, which is by host and not by way. On the wire it
+is one frame still, to the cell's group MAC; the host that delivers it decrements.
 
 Nobody is told of an error: RFC 1122 §3.2.2 forbids it for what was sent to a group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from divhook.core.addressing import (
+    ALL_HOSTS_GROUP,
     BROADCAST_MAC,
     LIMITED_BROADCAST,
     Address,
     AddressPlan,
     Mac,
     SubnetId,
+    cell_group_mac,
     group_mac,
+    rmac,
 )
 from divhook.core.endpoint import Endpoint, PortState, PortTable
+from divhook.core.igmp import LINK_LOCAL_GROUPS, Memberships, link_address
 from divhook.core.outputs import Output, ToGuest, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Topology
-from divhook.core.wire.ipv4 import Header, Protocol
+from divhook.core.wire.ipv4 import Header, Protocol, decrement_ttl, fragment
 
-LINK_LOCAL_GROUPS = b"\xe0\x00\x00"
-"""224.0.0.0/24: never routed, and without membership (RFC 3171 §3, RFC 4541 §2.1.2)."""
+LOCAL_SCOPE = b"\xef\xff"
+"""239.255.0.0/16: may not cross a boundary of any kind (RFC 2365 §6.1)."""
 
 
 def is_multicast(address: Address) -> bool:
@@ -39,10 +51,8 @@ def is_multicast(address: Address) -> bool:
 
 
 def link_destination(address: Address) -> Mac:
-    """The MAC that frames to a broadcast or multicast address bear (RFC 1112 §6.4)."""
-    if not is_multicast(address):
-        return BROADCAST_MAC
-    return bytes((1, 0, 0x5E, address[1] & 0x7F, address[2], address[3]))
+    """The MAC that frames to a broadcast or multicast address bear."""
+    return link_address(address) if is_multicast(address) else BROADCAST_MAC
 
 
 class Groups:
@@ -53,52 +63,112 @@ class Groups:
         self._pmac = pmac
         self._ports = ports
         self._topology = topology
+        self.members = Memberships(plan, ports)
 
     def from_guest(
-        self, endpoint: Endpoint, header: Header, packet: bytes, group: bool, out: list[Output]
+        self, endpoint: Endpoint, header: Header, packet: bytes, group: bool, now: float, out: list[Output]
     ) -> DropReason | None:
-        """A packet of an active port to a group address; group: its frame went to a group MAC, as it must."""
+        """A packet of an active port to a group address; group: its frame went to a group MAC, as it must.
+
+        Raises WireError for IGMP that no host says.
+        """
         if not group:
             return DropReason.L2_MULTICAST_MISMATCH
-        reason = self._refused(endpoint.subnet, header)
-        if reason is not None:
-            return reason
+        if header.protocol == Protocol.IGMP:
+            return self.members.heard(endpoint, header, packet, now)
+        if self._stray(endpoint.subnet, header):
+            return DropReason.DIRECTED_BROADCAST
         facts = self._topology.get(endpoint.subnet)
         if facts is None:
             return DropReason.PORT_NOT_ACTIVE
         if header.total_length > facts.mtu:
             return DropReason.FRAGMENTATION_NEEDED
-        for receiver in self.receivers(endpoint.subnet, header.destination):
+        routed = self._routed(endpoint.subnet, header)
+        for receiver in self._receivers(endpoint.subnet, header.destination):
             if receiver.port != endpoint.port:
-                out.append(self.to_guest(receiver, header, endpoint.vmac, packet))
-        frame = group_mac(endpoint.subnet) + self._pmac + b"\x08\x00" + packet
-        out.append(ToWire(frame))
+                out.append(_copy(receiver, header, endpoint.vmac, packet))
+        if routed:
+            out.extend(self._beyond(endpoint.subnet, header, packet))
+        target = cell_group_mac(endpoint.subnet.cell) if routed else group_mac(endpoint.subnet)
+        out.append(ToWire(target + self._pmac + b"\x08\x00" + packet))
         return None
 
-    def from_wire(self, source: SubnetId, header: Header) -> Sequence[Endpoint] | DropReason:
-        """Ports that are to get a group frame whose source address is in a subnet, or why none."""
-        reason = self._refused(source, header)
-        if reason is not None:
-            return reason
-        receivers = self.receivers(source, header.destination)
-        if not receivers:
-            return DropReason.NO_MEMBER
-        fitting = [receiver for receiver in receivers if header.total_length <= receiver.mtu]
-        return fitting or DropReason.FRAGMENTATION_NEEDED
+    def asker(self, source: SubnetId, header: Header) -> Endpoint | DropReason:
+        """A port that is to get a group frame with a source in a subnet: for it the source is asked for.
 
-    def receivers(self, source: SubnetId, destination: Address) -> list[Endpoint]:
-        """Active ports of the sender's subnet that take a destination, in port order, the sender perhaps among them."""
-        return [e for e in self._ports.in_subnet(source) if e.state is PortState.ACTIVE]
-
-    def to_guest(self, receiver: Endpoint, header: Header, vmac: Mac, packet: bytes) -> ToGuest:
-        """The packet in a frame for one of them."""
-        return ToGuest(receiver.port, link_destination(header.destination) + vmac + b"\x08\x00" + packet)
-
-    def _refused(self, source: SubnetId, header: Header) -> DropReason | None:
-        destination = header.destination
-        if is_multicast(destination):
-            local = destination.startswith(LINK_LOCAL_GROUPS) and header.protocol != Protocol.IGMP
-            return None if local else DropReason.MULTICAST_UNSUPPORTED
-        if destination != LIMITED_BROADCAST and self._plan.locate(destination) != source:
+        Else why there is none.
+        """
+        if header.protocol == Protocol.IGMP:
+            return DropReason.IGMP_REFUSED  # each host asks its own ports
+        if self._stray(source, header):
             return DropReason.DIRECTED_BROADCAST
-        return None
+        subnets = self._ports.subnets(source.cell) if self._routed(source, header) else [source]
+        for subnet in (source, *subnets):
+            for receiver in self._receivers(subnet, header.destination):
+                return receiver
+        return DropReason.NO_MEMBER
+
+    def from_wire(self, source: SubnetId, header: Header, vmac: Mac, packet: bytes) -> Sequence[ToGuest] | DropReason:
+        """The copies for local ports of a group frame whose source has been checked, or why there are none."""
+        refused = self.asker(source, header)
+        if isinstance(refused, DropReason):
+            return refused
+        near = self._receivers(source, header.destination)
+        out = [_copy(receiver, header, vmac, packet) for receiver in near if header.total_length <= receiver.mtu]
+        if self._routed(source, header):
+            out.extend(self._beyond(source, header, packet))
+        return out or DropReason.FRAGMENTATION_NEEDED
+
+    def listened(self) -> set[Mac]:
+        """Group MACs that this host must hear: all hosts', and those of ports that are not fenced."""
+        heard = {ALL_HOSTS_GROUP}
+        for endpoint in self._ports.all():
+            if endpoint.state is not PortState.FENCED:
+                heard |= self.of_subnet(endpoint.subnet)
+        return heard
+
+    def of_subnet(self, subnet: SubnetId) -> set[Mac]:
+        """Group MACs that a host with a port in a subnet must hear for it."""
+        facts = self._topology.get(subnet)
+        routed = facts is not None and facts.groups_routed
+        return {group_mac(subnet), cell_group_mac(subnet.cell)} if routed else {group_mac(subnet)}
+
+    # ------------------------------------------------------------------ inside
+
+    def _stray(self, source: SubnetId, header: Header) -> bool:
+        """Whether it is another subnet's broadcast."""
+        destination = header.destination
+        if is_multicast(destination) or destination == LIMITED_BROADCAST:
+            return False
+        return self._plan.locate(destination) != source
+
+    def _routed(self, source: SubnetId, header: Header) -> bool:
+        """Whether the router forwards it beyond its subnet."""
+        facts, destination = self._topology.get(source), header.destination
+        if facts is None or not facts.groups_routed or header.ttl <= 1 or not is_multicast(destination):
+            return False
+        return not destination.startswith((LINK_LOCAL_GROUPS, LOCAL_SCOPE))
+
+    def _receivers(self, subnet: SubnetId, destination: Address) -> list[Endpoint]:
+        """Active ports of a subnet that take a destination, in port order, the sender perhaps among them."""
+        active = [e for e in self._ports.in_subnet(subnet) if e.state is PortState.ACTIVE]
+        if not is_multicast(destination) or destination.startswith(LINK_LOCAL_GROUPS):
+            return active
+        return [e for e in active if self.members.is_member(e.port, destination)]
+
+    def _beyond(self, source: SubnetId, header: Header, packet: bytes) -> Iterator[ToGuest]:
+        """Copies for members in the other subnets of the cell; what may not be cut to their MTU is dropped for them."""
+        forwarded = decrement_ttl(packet)
+        for subnet in self._ports.subnets(source.cell):
+            if subnet == source:
+                continue
+            for receiver in self._receivers(subnet, header.destination):
+                if header.total_length <= receiver.mtu:
+                    yield _copy(receiver, header, rmac(subnet), forwarded)
+                elif not header.dont_fragment:
+                    for piece in fragment(forwarded, receiver.mtu):
+                        yield _copy(receiver, header, rmac(subnet), piece)
+
+
+def _copy(receiver: Endpoint, header: Header, source: Mac, packet: bytes) -> ToGuest:
+    return ToGuest(receiver.port, link_destination(header.destination) + source + b"\x08\x00" + packet)

@@ -18,13 +18,11 @@ from dataclasses import dataclass
 
 from divhook.core import validate
 from divhook.core.addressing import (
-    ALL_HOSTS_GROUP,
     ZERO_ADDRESS,
     Address,
     AddressPlan,
     Mac,
     SubnetId,
-    group_mac,
     rmac,
 )
 from divhook.core.dhcp import DhcpResult, DhcpServer, LeaseEvent
@@ -146,7 +144,7 @@ class Pipeline:
             return DropReason.PORT_NOT_ACTIVE
         destination = header.destination
         if validate.is_group_address(self.plan, destination):
-            return self.groups.from_guest(endpoint, header, packet, group, out)
+            return self.groups.from_guest(endpoint, header, packet, group, now, out)
         target = self._guest_target(endpoint, destination, group)
         if target is DropReason.EXTERNAL_UNSUPPORTED:
             return self.router.net_unreachable(endpoint, header, packet, now, out) or target
@@ -295,8 +293,7 @@ class Pipeline:
         return self.from_wire_ipv4(frame[6:12], frame[ETH_HEADER:], verdict.group, now)
 
     def _wire_facts(self) -> WireFacts:
-        joined = {group_mac(e.subnet) for e in self.ports.all() if e.state is not PortState.FENCED}
-        return WireFacts(self.plan, self.pmac, frozenset({ALL_HOSTS_GROUP} | joined))
+        return WireFacts(self.plan, self.pmac, frozenset(self.groups.listened()))
 
     def from_wire_ipv4(self, host: Mac, packet: bytes, group: bool, now: float) -> list[Output]:
         """An IPv4 packet from the uplink, sent by the pmac `host`; group: its frame went to a group MAC."""
@@ -341,12 +338,12 @@ class Pipeline:
     def _wire_group(
         self, host: Mac, source: SubnetId, header: Header, packet: bytes, now: float, out: list[Output]
     ) -> DropReason | None:
-        receivers = self.groups.from_wire(source, header)
-        if isinstance(receivers, DropReason):
-            return receivers  # nobody here wants it: nobody is asked
+        receiver = self.groups.asker(source, header)
+        if isinstance(receiver, DropReason):
+            return receiver  # nobody here wants it: nobody is asked
         if host == self.pmac:
             return DropReason.UNKNOWN_HOST
-        asker = receivers[0].address or ZERO_ADDRESS
+        asker = receiver.address or ZERO_ADDRESS
         verdict = self.discovery.check_source(host, header.source, asker, now, HeldWire(host, packet))
         if verdict is Outcome.DELIVER:
             return self._wire_to_group(host, header, packet, out)
@@ -356,10 +353,10 @@ class Pipeline:
         claim, source = self._claim_of(header.source, host), self.plan.locate(header.source)
         if claim is None or source is None:
             return DropReason.UNVERIFIED
-        receivers = self.groups.from_wire(source, header)
-        if isinstance(receivers, DropReason):
-            return receivers
-        out.extend(self.groups.to_guest(receiver, header, claim.vmac, packet) for receiver in receivers)
+        copies = self.groups.from_wire(source, header, claim.vmac, packet)
+        if isinstance(copies, DropReason):
+            return copies
+        out.extend(copies)
         self.decided.append(header.source)
         return None
 
@@ -410,7 +407,17 @@ class Pipeline:
         out: list[Output] = []
         for event in self.discovery.events():
             self._event(event, now, out)
+        self.groups.members.ports_changed(now)
+        out += self.groups.members.outputs()
         return out
+
+    def next_timer(self) -> float | None:
+        """When on_timer wants to be called; discovery's timers are its own."""
+        return self.groups.members.next_timer()
+
+    def on_timer(self, now: float) -> None:
+        """Its time has come; `collect` has what it said."""
+        self.groups.members.on_timer(now)
 
     def _event(self, event: Event, now: float, out: list[Output]) -> None:
         if isinstance(event, Released):

@@ -30,11 +30,13 @@ class SubnetFacts:
     """What the data plane needs to know of a subnet: MTU in bytes of IP packet, and what DHCP hands out.
 
     group_pps: broadcast and multicast frames/s that a port of it may send; None: no limit of their own.
+    groups_routed: multicast of this subnet goes to members in all subnets of the cell.
     """
 
     mtu: int
     service: SubnetService
     group_pps: int | None = 200
+    groups_routed: bool = False
 
 
 Topology = dict[SubnetId, SubnetFacts]

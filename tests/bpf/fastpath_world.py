@@ -24,7 +24,7 @@ from divhook.adapters.bpf import Programs
 from divhook.agent.fastpath import FastPath
 from divhook.agent.nic import Nic
 from divhook.agent.ports import Ports
-from divhook.core.addressing import ALL_HOSTS_GROUP, Address, AddressPlan, Mac, SubnetId, group_mac
+from divhook.core.addressing import ALL_HOSTS_GROUP, Address, AddressPlan, Mac, SubnetId
 from divhook.core.dhcp import SubnetService
 from divhook.core.discovery import (
     Discovery,
@@ -265,8 +265,7 @@ class World:
         self._join()
 
     def _join(self) -> None:
-        groups = {group_mac(e.subnet) for e in self.pipeline.ports.all() if e.state is not PortState.FENCED}
-        self.programs.set_groups(groups | {ALL_HOSTS_GROUP})
+        self.programs.set_groups(self.pipeline.groups.listened())
 
     def plug(self, place: Place, state: PortState) -> None:
         free = [tap for tap in self.taps if tap not in self.ifindex_of.values()]

@@ -47,6 +47,7 @@ from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.validate import Lane
 from divhook.core.wire.arp import Arp
+from divhook.core.wire.checksum import checksum
 from divhook.core.wire.udp import Udp
 
 LOCAL = (WEB, APP, DB, SPY)
@@ -80,7 +81,7 @@ REACHABLE = {
     *(R.FRAGMENT_INVALID, R.SPOOF_MAC, R.SPOOF_IPV4, R.SPOOF_ARP_SHA, R.SPOOF_ARP_SPA, R.SPOOF_LOCAL),
     *(R.SPOOF_SOURCE, R.UNKNOWN_HOST, R.UNVERIFIED, R.ROGUE_DHCP, R.RARP_FROM_GUEST, R.CELL_DENIED),
     *(R.NO_SUCH_ENDPOINT, R.NEGATIVE_CACHED, R.RESOLVE_RATE_PORT, R.HOLD_QUEUE_FULL, R.HOLD_TABLE_FULL),
-    *(R.TTL_EXPIRED, R.FRAGMENTATION_NEEDED, R.DIRECTED_BROADCAST, R.MULTICAST_UNSUPPORTED, R.NOT_JOINED),
+    *(R.TTL_EXPIRED, R.FRAGMENTATION_NEEDED, R.DIRECTED_BROADCAST, R.NO_MEMBER, R.IGMP_REFUSED, R.NOT_JOINED),
     *(R.EXTERNAL_UNSUPPORTED, R.MARTIAN_DESTINATION, R.NOT_LOCAL, R.ROUTER_SERVICE, R.WIRE_GROUP_UNICAST),
     *(R.PORT_NOT_ACTIVE, R.PORT_UNKNOWN, R.CONSUMED),
 }
@@ -90,6 +91,22 @@ DHCP_DISCOVER = bytes((1, 1, 6, 0)) + bytes(24) + WEB.vmac + bytes(202) + bytes.
 def dhcp(source: bytes, destination: bytes, sport: int, dport: int) -> bytes:
     datagram = Udp(sport, dport, DHCP_DISCOVER).emit(source, destination)
     return ipv4(source, destination, datagram, protocol=17)
+
+
+def igmp(source: bytes, destination: bytes, rng: random.Random) -> bytes:
+    """A report or leave for one of a few groups, a query, or noise."""
+    group = bytes((239, 1, 2, rng.randrange(3, 7)))
+    head = bytes((rng.choice((0x11, 0x12, 0x16, 0x16, 0x16, 0x17, 0x22, 0x23)), 0))
+    body = (
+        group
+        if head[0] != 0x22
+        else b"\0\0\0\2"
+        + b"".join(
+            bytes((rng.randrange(8), 0, 0, rng.randrange(2))) + group + bytes(4 * rng.randrange(2)) for _ in range(2)
+        )
+    )
+    message = head + checksum(head + bytes(2) + body).to_bytes(2, "big") + body
+    return ipv4(source, destination, message, 1, protocol=2, options=b"\x94\x04\0\0")
 
 
 @dataclass(frozen=True)
@@ -140,6 +157,8 @@ class Chaos:
                 return udp(source, destination, *ports, ttl)
             case 2:
                 return dhcp(source, destination, *ports)
+            case 3:
+                return igmp(source, destination, rng)
         return ipv4(
             source,
             destination,

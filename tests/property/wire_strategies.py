@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from divhook.core.wire.arp import Arp, parse_arp_untrusted, parse_rarp_untrusted
+from divhook.core.wire.checksum import checksum
 from divhook.core.wire.ethernet import (
     GUEST_ETHERTYPES,
     WIRE_ETHERTYPES,
@@ -14,6 +15,7 @@ from divhook.core.wire.ethernet import (
     parse_ethernet_untrusted,
 )
 from divhook.core.wire.icmp import ERROR_TYPES, IcmpEcho, IcmpMessage, echo_reply, parse_icmp_untrusted
+from divhook.core.wire.igmp import parse_igmp_untrusted
 from divhook.core.wire.ipv4 import IPV4_MAX_TOTAL, Ipv4, header_untrusted, parse_ipv4_untrusted
 from divhook.core.wire.udp import Udp, parse_udp_untrusted
 
@@ -121,6 +123,30 @@ def parse_ethernet_wire(data: bytes) -> Ethernet:
     return parse_ethernet_untrusted(data, WIRE_ETHERTYPES)
 
 
+@st.composite
+def igmp_messages(draw: st.DrawFn) -> bytes:
+    """What hosts say, in all versions."""
+    groups = st.binary(min_size=3, max_size=3).map(lambda rest: b"\xe5" + rest)
+    kind = draw(st.sampled_from((0x12, 0x16, 0x17, 0x22, 0x22)))
+    if kind != 0x22:
+        return bytes((kind, draw(octets), 0, 0)) + draw(groups)
+    records = []
+    for _ in range(draw(st.integers(0, 3))):
+        aux, sources = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+        records.append(bytes((draw(octets), aux, 0, sources)) + draw(groups) + bytes(4 * (aux + sources)))
+    return bytes((kind, 0, 0, 0, 0, 0, 0, len(records))) + b"".join(records)
+
+
+def sealed_igmp(message: bytes) -> bytes:
+    """With its checksum made true."""
+    if len(message) < 4:
+        return message
+    return message[:2] + checksum(message[:2] + bytes(2) + message[4:]).to_bytes(2, "big") + message[4:]
+
+
+igmps = igmp_messages().map(sealed_igmp)
+
+
 @dataclass(frozen=True)
 class Codec:
     """A parser of hostile bytes, a strategy for bytes that it takes, and what makes a mutant's checksum true again."""
@@ -140,6 +166,7 @@ CODECS = [
     Codec("ipv4_header", header_untrusted, ipv4s().map(Ipv4.emit), sealed_ipv4),
     Codec("udp", parse_udp, udps.map(lambda udp: udp.emit(UDP_SOURCE, UDP_DESTINATION)), sealed_udp),
     Codec("icmp", parse_icmp_untrusted, (echoes | icmp_messages | icmp_errors).map(lambda m: m.emit()), sealed_icmp),
+    Codec("igmp", parse_igmp_untrusted, igmps, sealed_igmp),
     Codec("icmp_echo_reply", echo_reply, pings.map(Ipv4.emit), sealed_ipv4),
 ]
 

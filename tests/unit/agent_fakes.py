@@ -34,6 +34,7 @@ from divhook.core.endpoint import Endpoint
 from divhook.core.keys import new_key_text
 
 START_S = 5000.0
+ALL_SYSTEMS_MAC = bytes.fromhex("01005e000001")
 BRIDGE = BridgeInfo(3, parse_mac("06:d1:d1:d1:d1:d1"))
 UPLINK_IFINDEX = 2
 WEB, DB, TINY, LAB = SubnetId(1, 1), SubnetId(1, 2), SubnetId(1, 3), SubnetId(2, 1)
@@ -463,8 +464,9 @@ class Host:
         self.agent.dataplane._read_diverted()
 
     def answers(self, vm: Vm) -> list[bytes]:
-        """What was sent into the tap of the guest's first NIC."""
-        return [frame for ifindex, frame in self.sent.frames if ifindex == self.nic(vm).ifindex]
+        """What was sent into the tap of the guest's first NIC, but for IGMP queries, which nobody asked for."""
+        sent = [frame for ifindex, frame in self.sent.frames if ifindex == self.nic(vm).ifindex]
+        return [frame for frame in sent if not frame.startswith(ALL_SYSTEMS_MAC)]
 
     def traces(self) -> dict[str, Any]:
         """Everything that a guest may leave on the host, but its reservations and the groups that defend them."""

@@ -223,3 +223,9 @@ def test_the_agents_own_server_understands_the_client(tmp_path: Path, capsys: py
 
     assert asyncio.run(serve()) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["1", "-", "spoof_mac", "1", "60", "kernel"]
+
+
+def test_groups_are_listed(run: Run) -> None:
+    assert run("groups", result=[])[1] == "no guest of this host is in a group\n"
+    row = {"guest": "web1", "nic": "52:54:00:00:00:01", "cell": "shop", "subnet": "web", "group": "239.1.2.3"}
+    assert "239.1.2.3" in run("groups", result=[row])[1].splitlines()[1]

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from agent_fakes import LAB, TINY, UPLINK_IFINDEX, WEB, Card, Lan, Vm, settle, story, vm
+from agent_fakes import ALL_SYSTEMS_MAC, LAB, TINY, UPLINK_IFINDEX, WEB, Card, Lan, Vm, settle, story, vm
 
 from divhook.adapters.libvirt import EventKind
 from divhook.agent.control import RequestError
@@ -483,10 +483,12 @@ async def test_no_frame_leaves_with_a_guests_mac(lan: Lan) -> None:
     one, two = vm(1), vm(2)
     await asyncio.gather(a.start(one), b.start(two))
     await settle(3)
+    tap = a.nic(one).ifindex
     await asyncio.gather(a.shut(one), b.shut(two))
     await settle()
     assert {frame[6:12] for frame in lan.frames} == {a.uplink.mac, b.uplink.mac}
-    assert {ifindex for ifindex, _ in a.sent.frames} == {UPLINK_IFINDEX}
+    assert all(f[:6] == ALL_SYSTEMS_MAC for ifindex, f in a.sent.frames if ifindex == tap)
+    assert {ifindex for ifindex, _ in a.sent.frames} == {UPLINK_IFINDEX, tap}
     assert not [f for f in lan.frames if f[:6] == b"\xff" * 6 or f[:6] == group_mac(TINY)]
 
 
