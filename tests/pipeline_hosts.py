@@ -73,11 +73,12 @@ class Host:
         self.discovery = Discovery(self.pmac, PLAN, random.Random(self.pmac), WALL_US, self.limits)
         self.ports = PortTable()
         self.pipeline = Pipeline(PLAN, self.pmac, self.ports, topology(), self.discovery)
+        self.talkers = (self.discovery, self.pipeline.identities)
 
     def start(self, guest: Endpoint, now: float) -> None:
         self.ports.put(guest)
         if guest.state is PortState.ACTIVE and guest.address is not None:
-            self.discovery.activate(guest.address, guest.vmac, guest.port, 0, None, now)
+            self.discovery.activate(guest.address, guest.vmac, guest.port, guest.identity, None, now)
 
     def put(self, guest: Endpoint, state: PortState) -> None:
         self.ports.put(guest.with_state(state))
@@ -122,7 +123,7 @@ class Net:
     def settle(self) -> None:
         """Carry messages until nobody says anything more; time stands still."""
         for _ in range(1000):
-            pending = [message for host in self.hosts for message in host.discovery.messages_to_send()]
+            pending = [message for host in self.hosts for each in host.talkers for message in each.messages_to_send()]
             if not pending:
                 break
             for message in pending:
@@ -131,7 +132,8 @@ class Net:
                     group = bool(message.destination[0] & 1)
                     cut = {host.pmac, message.source} & self.cut
                     if not cut and host.pmac != message.source and (group or message.destination == host.pmac):
-                        host.discovery.receive(message, self.now)
+                        for each in host.talkers:
+                            each.receive(message, self.now)
         else:
             raise AssertionError("hosts talk without end")
         for host in self.hosts:
@@ -142,12 +144,14 @@ class Net:
         until = self.now + seconds
         self.settle()
         while True:
-            due = min((t for host in self.hosts if (t := host.discovery.next_timer()) is not None), default=until)
+            timers = [each.next_timer() for host in self.hosts for each in host.talkers]
+            due = min((t for t in timers if t is not None), default=until)
             if due > until:
                 break
             self.now = max(self.now, due)
             for host in self.hosts:
-                host.discovery.on_timer(self.now)
+                for each in host.talkers:
+                    each.on_timer(self.now)
             self.settle()
         self.now = until
 

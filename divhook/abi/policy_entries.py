@@ -74,6 +74,11 @@ def port_policy(
     )
 
 
+def unpack_port_policy(raw: bytes) -> layout.PortPolicy:
+    """From struct port_policy."""
+    return layout.PortPolicy.from_buffer_copy(raw)
+
+
 def unpack_flow_event(raw: bytes) -> FlowEvent:
     """From struct flow_event."""
     event = layout.FlowEvent.from_buffer_copy(raw)

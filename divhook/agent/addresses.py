@@ -71,7 +71,14 @@ class Addresses:
             )
         born = reserved.born if nic.known and reserved is not None else 0
         self._census.begin(
-            nic.placement.id, nic.mac, nic.guest_id, now, fixed=fixed, preferred=preferred, born=born or None
+            nic.placement.id,
+            nic.mac,
+            nic.guest_id,
+            now,
+            fixed=fixed,
+            preferred=preferred,
+            born=born or None,
+            identity=nic.identity,
         )
 
     def reclaim(self, nic: Nic) -> bool:
@@ -82,7 +89,7 @@ class Addresses:
         if nic.placement.address not in (None, reserved.address):
             return False
         try:
-            self._discovery.reclaim(reserved.address, nic.mac, nic.guest_id, 0, self._dataplane.now())
+            self._discovery.reclaim(reserved.address, nic.mac, nic.guest_id, nic.identity, self._dataplane.now())
         except ValueError as error:
             raise RequestError(f"{nic}: {error}") from error
         nic.address, nic.known = reserved.address, True
@@ -112,9 +119,15 @@ class Addresses:
         if self._discovery.state(nic.address) is not ClaimState.ACTIVE:  # else a restarted agent has taken it up
             reserved = self._registry.find(*nic.key)
             born = reserved.born if reserved is not None and reserved.address == nic.address else 0
-            claim = self._discovery.activate(nic.address, nic.mac, nic.guest_id, 0, born or None, now)
+            claim = self._discovery.activate(nic.address, nic.mac, nic.guest_id, nic.identity, born or None, now)
             self.reserve(nic, claim.born)
         self._census.hold(nic.address, nic.guest_id)
+
+    def identify(self, nic: Nic) -> None:
+        """The NIC's identity has changed: claim the address anew, so that all hosts hear of it."""
+        if nic.address is None or self._discovery.state(nic.address) is not ClaimState.ACTIVE:
+            return
+        self._discovery.activate(nic.address, nic.mac, nic.guest_id, nic.identity, None, self._dataplane.now())
 
     # ------------------------------------------------------------------ giving it up
 

@@ -27,7 +27,9 @@ from divhook.adapters.rules import Rules, RulesError, RulesWatcher
 from divhook.agent import systemd
 from divhook.agent.control import ControlServer, RequestError
 from divhook.agent.dataplane import Dataplane
+from divhook.agent.enforcement import Enforcement
 from divhook.agent.fastpath import FastPath
+from divhook.agent.flow_log import FlowLog
 from divhook.agent.guests import Guests
 from divhook.agent.registry import Registry, RegistryError
 from divhook.agent.topology import topology_of
@@ -40,9 +42,11 @@ from divhook.core.census import AddressCensus, CensusEvent
 from divhook.core.dhcp import LeaseEvent
 from divhook.core.discovery import ClaimChanged, Discovery, Event, Limits
 from divhook.core.endpoint import Endpoint, PortTable
+from divhook.core.identities import IdentityLearned
 from divhook.core.keys import KeyFileError, KeyRing, parse_key_text
 from divhook.core.pipeline import Pipeline
 from divhook.core.router import Topology
+from divhook.policy.files import POLICIES_DIRECTORY
 
 RECONCILE_S = 30.0
 FILES_POLL_S = 1.0
@@ -103,6 +107,7 @@ class Agent:
         self.bridge: BridgeInfo
         self.dataplane: Dataplane
         self.guests: Guests
+        self.enforcement: Enforcement
         self.programs: Programs
         self.registry = Registry(paths.state / "registry.sqlite")
         self.libvirt = LibvirtWatch(
@@ -176,6 +181,14 @@ class Agent:
         authenticator = Authenticator(self.uplink.mac, keys, secrets.randbits(64), host.cluster, ether_type)
         topology = topology_of(self.configuration, self.uplink.mtu)
         pipeline = Pipeline(plan, self.uplink.mac, PortTable(), topology, discovery)
+        flow_log = FlowLog()
+        self.enforcement = Enforcement(
+            self.paths.config, self.paths.state, plan, self.programs, pipeline.identities, flow_log
+        )
+        pipeline.policies = self.enforcement
+        for number, encoding in self.registry.identities().items():
+            pipeline.identities.know(number, encoding)
+        self.enforcement.start(self.configuration)
         try:
             self.dataplane = Dataplane(
                 pipeline,
@@ -187,13 +200,20 @@ class Agent:
                 self.bridge.ifindex,
                 host.queue,
                 self,
+                flow_log,
             )
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EBUSY):
                 raise AgentError(f"NFQUEUE {host.queue} is taken by another program: {error}") from error
             raise
         self.guests = Guests(
-            self.configuration, self.registry, self.programs, self.dataplane, self._links, self.uplink.mtu
+            self.configuration,
+            self.registry,
+            self.programs,
+            self.dataplane,
+            self._links,
+            self.uplink.mtu,
+            self.enforcement,
         )
 
     async def stop(self) -> None:
@@ -302,11 +322,13 @@ class Agent:
         for uuid in {r.guest_uuid for r in self.registry.reservations()} - known:
             await self.guests.ended(uuid, listed_s, defined=False)
         self.guests.keep_true()
+        self.enforcement.set_clock(self._loop.time())
         if not self.guests.reconciled:
             await self._adopt_neighbours()
             now = self._loop.time()
             self.guests.restore_leases()
             self.guests.reconciled = True
+            self.enforcement.sweep()
             self.dataplane.pipeline.discovery.ready(now)
             self.dataplane.census.ready()
             log.info("reconciled with libvirt: %d guests run, %d NICs are ours", len(running), len(self.guests.all()))
@@ -339,6 +361,12 @@ class Agent:
     def on_census(self, event: CensusEvent) -> None:
         """A search for an address has come further."""
         self.guests.census_event(event)
+
+    def on_identity(self, event: IdentityLearned) -> None:
+        """An identity is known now."""
+        self.registry.save_identity(event.number, event.encoding)
+        forgotten, self.dataplane.pipeline.identities.forgotten = self.dataplane.pipeline.identities.forgotten, []
+        self.enforcement.forget(forgotten)
 
     def on_lease(self, endpoint: Endpoint, event: LeaseEvent) -> None:
         """A DHCP client did something."""
@@ -447,6 +475,8 @@ class Agent:
     def _file_times(self) -> dict[str, int]:
         times: dict[str, int] = {}
         files = [*self.paths.config.glob("*.yaml"), *self.paths.config.glob("cells/*.yaml")]
+        policies = self.paths.config / POLICIES_DIRECTORY
+        files += [policies, *policies.glob("*"), *policies.glob("*/*.yaml")]
         for path in [*files, Path(self.configuration.host.key_file)]:
             with contextlib.suppress(OSError):
                 times[str(path)] = path.stat().st_mtime_ns
@@ -457,6 +487,7 @@ class Agent:
         if seen != self._files_seen:
             self._files_seen = seen
             self.reload()
+            await self.reconcile()  # labels in cell files
 
     def reload(self) -> str:
         """Read the files again. What is wrong leaves everything as it was, and is said loudly; returns that text.
@@ -489,7 +520,21 @@ class Agent:
                 log.error("%s runs in %s, which the files have no more: until it stops", nic, nic.placement.subnet)
         self._set_topology(fresh)
         log.info("files read: %d cells, %d subnets", len(configuration.cells), len(fresh))
+        try:
+            self.enforcement.apply(configuration)
+        except ConfigError as error:
+            return str(error)
         return ""
+
+    def reconcile_soon(self) -> None:
+        """After a reload: labels in cell files are looked at again."""
+        self._spawn(self.reconcile())
+
+    def apply_policies(self) -> dict[str, Any]:
+        """Read the policy files, and put them in force before this returns. Raises ConfigError."""
+        begin_s = self._loop.time()
+        changed = self.enforcement.apply()
+        return {"changed": changed, "ms": round((self._loop.time() - begin_s) * 1e3, 3)}
 
     def _set_topology(self, fresh: Topology) -> None:
         """Use these facts, and the last known ones of subnets that are in use but not in the files any more."""

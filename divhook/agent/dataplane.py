@@ -15,6 +15,7 @@ from divhook.adapters.bpf.programs import Programs
 from divhook.adapters.nfqueue import BATCH, DivertQueue
 from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
 from divhook.agent.fastpath import FastPath
+from divhook.agent.flow_log import FlowLog
 from divhook.agent.traffic import Tally
 from divhook.core.addressing import ALL_HOSTS_GROUP, Mac, SubnetId
 from divhook.core.auth import MAX_PEERS, Authenticator, Opened, Refused
@@ -22,6 +23,7 @@ from divhook.core.census import AddressCensus, CensusEvent
 from divhook.core.dhcp import LeaseEvent
 from divhook.core.discovery import Event, NeighbourChanged, TentativeObjected, TentativePassed, UnknownHost
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState
+from divhook.core.identities import IdentityLearned
 from divhook.core.keys import KeyRing
 from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.pipeline import Pipeline
@@ -66,6 +68,9 @@ class Listener(Protocol):
     def on_census(self, event: CensusEvent) -> None:
         """Of a search for an address."""
 
+    def on_identity(self, event: IdentityLearned) -> None:
+        """What an identity of another host's endpoint stands for."""
+
     def on_lease(self, endpoint: Endpoint, event: LeaseEvent) -> None:
         """Of a DHCP client."""
 
@@ -98,6 +103,7 @@ class Dataplane:
         bridge_ifindex: int,
         queue_number: int,
         listener: Listener,
+        flow_log: FlowLog | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.authenticator = authenticator
@@ -105,7 +111,8 @@ class Dataplane:
         self.recent: deque[tuple[float, Drop]] = deque(maxlen=MAX_RECENT_DROPS)
         self.ifindex_of: dict[int, int] = {}
         self.census = census
-        self._talkers: tuple[Talker, ...] = (pipeline.discovery, census)
+        self.flow_log = flow_log or FlowLog()
+        self._talkers: tuple[Talker, ...] = (pipeline.discovery, census, pipeline.identities)
         self._programs = programs
         self.fastpath = fastpath
         self._uplink = uplink_ifindex
@@ -122,12 +129,20 @@ class Dataplane:
         self._now = self._loop.time()
         self._loop.add_reader(self._diverted.fileno(), self._read_diverted)
         self._loop.add_reader(self._queue.fileno(), self._read_queue)
+        if programs.flow_log is not None:
+            self._loop.add_reader(programs.flow_log.fd, self._read_flow_log)
         self.join_groups([])
+
+    def _read_flow_log(self) -> None:
+        if self._programs.flow_log is not None:
+            self._guarded(self.flow_log.kernel, self._programs.flow_log.read())
 
     def close(self) -> None:
         """Stop reading and release the sockets. Kernel state stays as it is."""
         self._loop.remove_reader(self._diverted.fileno())
         self._loop.remove_reader(self._queue.fileno())
+        if self._programs.flow_log is not None:
+            self._loop.remove_reader(self._programs.flow_log.fd)
         if self._timer is not None:
             self._timer.cancel()
         for thing in (self._diverted, self._queue, self._groups, self._sender):
@@ -300,6 +315,9 @@ class Dataplane:
                 self._guarded(self.fastpath.changed, event, self._now)
             else:
                 self._tell(self._listener.on_discovery, event)
+        learned, self.pipeline.learned = self.pipeline.learned, []
+        for identity in learned:
+            self._tell(self._listener.on_identity, identity)
         found = self.census.events()
         for choice in found:
             self._tell(self._listener.on_census, choice)

@@ -24,16 +24,19 @@ from divhook.agent import leases
 from divhook.agent.addresses import Addresses
 from divhook.agent.control import RequestError
 from divhook.agent.dataplane import Dataplane
+from divhook.agent.enforcement import Enforcement
 from divhook.agent.nic import Key, Nic, Phase
 from divhook.agent.ports import Ports
 from divhook.agent.registry import Registry, RegistryError
 from divhook.config.configuration import Configuration, Placement, PlacementError
 from divhook.config.domain import Domain, DomainError, DomainNic, parse_domain
+from divhook.config.values import BadValueError
 from divhook.core.addressing import address_text, mac_text
 from divhook.core.census import CensusEvent, Chosen, Confirmed, Lost, Refused
 from divhook.core.dhcp import LeaseChange, LeaseEvent
 from divhook.core.discovery import ClaimState, Event, Fenced, Unfenced
 from divhook.core.endpoint import Endpoint, PortState
+from divhook.policy.labels import parse_labels
 
 NEED_PLACE = frozenset(("prepare", "start", "migrate", "restore"))
 """Operations that read where a guest belongs."""
@@ -57,6 +60,7 @@ class Guests:
         dataplane: Dataplane,
         links: Links,
         uplink_mtu: int,
+        enforcement: Enforcement | None = None,
     ) -> None:
         self.configuration = configuration
         self.reconciled = False
@@ -66,7 +70,10 @@ class Guests:
         self._links = links
         self._uplink_mtu = uplink_mtu
         self._addresses = Addresses(registry, dataplane)
-        self._ports = Ports(registry, programs, dataplane, configuration, uplink_mtu)
+        self._ports = Ports(registry, programs, dataplane, configuration, uplink_mtu, enforcement)
+        self._enforcement = enforcement
+        if enforcement is not None:
+            enforcement.on_change = self._policy_changed
         self._nics: dict[Key, Nic] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._told: dict[Key, str] = {}  # why a NIC has no network; said once, though tried every 30 s
@@ -156,6 +163,7 @@ class Guests:
         if holder is not None:
             raise RequestError(f"NIC {mac_text(wanted.mac)}: this MAC is used by {holder} on this host; change one")
         nic = Nic(domain.name, domain.uuid, placement, wanted.mac, placement.address is not None)
+        self._label(nic, placement.labels)
         mtu = placement.subnet.mtu_with(self._uplink_mtu)
         if mtu > self._uplink_mtu:
             raise RequestError(
@@ -167,6 +175,45 @@ class Guests:
                 f"{nic}: <mtu size='{wanted.mtu}'/> is more than the {mtu} of subnet {placement.subnet}; remove it"
             )
         return nic
+
+    def _label(self, nic: Nic, labels: str) -> None:
+        """Give a NIC its labels, and so its identity. Raises RequestError."""
+        try:
+            nic.labels = parse_labels(labels)
+        except BadValueError as error:
+            hint = f" ({error.hint})" if error.hint else ""
+            raise RequestError(f"{nic}: {error}{hint}") from error
+        if self._enforcement is not None:
+            nic.identity = self._enforcement.identity_of(nic).number
+
+    def _labels_of(self, domain: Domain, wanted: DomainNic) -> str:
+        """What its metadata and the cell's file say now; nothing where they disagree, which is told."""
+        try:
+            return self.configuration.place(wanted, domain.name).labels
+        except PlacementError as error:
+            self._tell((domain.uuid, wanted.mac), f"{error}; its labels count for nothing until then")
+            return ""
+
+    def _relabel(self, nic: Nic, domain: Domain, wanted: DomainNic) -> None:
+        """Labels may have changed while the guest runs: they count at once."""
+        before = nic.labels
+        self._label(nic, self._labels_of(domain, wanted))
+        if nic.labels != before:
+            log.info("%s: its labels are now %s", nic, ",".join(f"{k}={v}" for k, v in nic.labels) or "none")
+            self._policy_changed(nic)
+
+    def _policy_changed(self, nic: Nic) -> None:
+        """What its cell's policy makes of a NIC has changed: tell the port, and who it is."""
+        endpoint = self._dataplane.pipeline.ports.port(nic.port)
+        if endpoint is None or self._nics.get(nic.key) is not nic:
+            return
+        try:
+            self._ports.put(nic, endpoint.state)
+        except (RequestError, BpfError) as error:
+            log.error("%s: its policy cannot be put in force: %s", nic, error)
+        if nic.identity != endpoint.identity:
+            self._addresses.identify(nic)
+            self._dataplane.inject(self._dataplane.now(), [])
 
     def _ask(self, nic: Nic) -> None:
         self._join()
@@ -302,6 +349,7 @@ class Guests:
         if nic is not None and nic.phase is Phase.PREPARED and (paused or wanted.target is None):
             return  # its start hook is still to come
         if nic is not None and nic.phase is not Phase.PREPARED:
+            self._relabel(nic, domain, wanted)
             self._heal(nic, paused)
             return
         before = self._port_before(wanted)
@@ -353,6 +401,7 @@ class Guests:
         fixed = reserved.address if reserved.fixed else None
         placement = Placement(reserved.subnet, subnet, fixed, None, "registry")
         nic = Nic(domain.name, domain.uuid, placement, wanted.mac, reserved.fixed)
+        self._label(nic, self._labels_of(domain, wanted))
         log.warning("%s keeps its place in %s until its next start: %s", nic, subnet, reason)
         return nic
 

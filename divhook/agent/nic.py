@@ -27,7 +27,7 @@ class Nic:
 
     fixed: its address is configured. known: it had this address before, and was defended while it did not run.
     started: the guest runs here. confirmed: nobody objected to the address. refusal: why there is none, in words.
-    began_s: when its life here began, or was first seen.
+    began_s: when its life here began, or was first seen. labels: sorted pairs. identity: what claims say of it.
     """
 
     guest: str
@@ -46,6 +46,8 @@ class Nic:
     ifindex: int = 0
     ifname: str = ""
     began_s: float = -math.inf
+    labels: tuple[tuple[str, str], ...] = ()
+    identity: int = 0
     declined_s: deque[float] = field(default_factory=deque)
 
     @property

@@ -13,6 +13,7 @@ from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import FROM_GUEST, Programs
 from divhook.agent.control import RequestError
 from divhook.agent.dataplane import Dataplane
+from divhook.agent.enforcement import Enforcement, Standing
 from divhook.agent.nic import Nic
 from divhook.agent.registry import Registry
 from divhook.config.configuration import Configuration
@@ -33,6 +34,7 @@ class Ports:
         dataplane: Dataplane,
         configuration: Configuration,
         uplink_mtu: int,
+        enforcement: Enforcement | None = None,
     ) -> None:
         self._registry = registry
         self._programs = programs
@@ -40,6 +42,8 @@ class Ports:
         self._plan = configuration.plan
         self._limits = configuration.host.limits
         self._uplink_mtu = uplink_mtu
+        self._enforcement = enforcement
+        self._policed: dict[int, Standing] = {}
 
     def make(self, nic: Nic, state: PortState, used: set[int]) -> None:
         """Make the NIC's tap a port. used: ids of the others. Raises RequestError or BpfError; then call `remove`."""
@@ -80,8 +84,18 @@ class Ports:
         pipeline = self._dataplane.pipeline
         facts = pipeline.topology.get(nic.placement.id)
         mtu = facts.mtu if facts is not None else self._uplink_mtu
+        standing = self._standing(nic, live=state is PortState.ACTIVE)
+        nic.identity = standing.identity
         endpoint = Endpoint(
-            nic.port, nic.placement.id, nic.mac, nic.address, nic.guest, nic.guest_uuid, mtu=mtu, state=state
+            nic.port,
+            nic.placement.id,
+            nic.mac,
+            nic.address,
+            nic.guest,
+            nic.guest_uuid,
+            mtu=mtu,
+            state=state,
+            identity=standing.identity,
         )
         try:
             pipeline.ports.put(endpoint)
@@ -93,10 +107,28 @@ class Ports:
         self._dataplane.fastpath.remove_local(nic.port, but=shown)
         self._programs.set_port(nic.ifindex, self._entry(nic, state))
         if shown is not None:
-            entry = LocalEndpoint(nic.mac, nic.ifindex, nic.port, mtu, fenced=state is PortState.FENCED)
+            entry = LocalEndpoint(
+                nic.mac,
+                nic.ifindex,
+                nic.port,
+                mtu,
+                fenced=state is PortState.FENCED,
+                tracked=standing.policed,
+                policed=standing.policed,
+                identity=standing.identity,
+            )
             self._dataplane.fastpath.set_local(shown, entry)
+        if self._enforcement is not None:
+            self._enforcement.told_policed(nic)
+
+    def _standing(self, nic: Nic, live: bool) -> Standing:
+        if self._enforcement is None:
+            return Standing(nic.identity, policed=False)
+        self._policed[nic.port] = standing = self._enforcement.admit(nic, self._dataplane.now(), live)
+        return standing
 
     def _entry(self, nic: Nic, state: PortState) -> PortEntry:
+        policed = nic.port in self._policed and self._policed[nic.port].policed
         return PortEntry(
             nic.port,
             state,
@@ -106,6 +138,8 @@ class Ports:
             ipv4_rate=Rate(self._limits.divert_pps, self._limits.divert_burst),
             dhcp_rate=Rate(self._limits.dhcp_pps, max(self._limits.dhcp_pps, 1)),
             group_rate=self._group_rate(nic),
+            tracked=policed,
+            policed=policed,
         )
 
     def _group_rate(self, nic: Nic) -> Rate:
@@ -120,6 +154,9 @@ class Ports:
         self._dataplane.pipeline.forget_port(nic.port)
         self._dataplane.forget_port(nic.port)
         self._take_off(nic.ifindex, nic.port)
+        self._policed.pop(nic.port, None)
+        if self._enforcement is not None:
+            _told(self._enforcement.leave, nic.port)
 
     def keep_true(self, nics: Iterable[Nic]) -> None:
         """Bring the kernel back to what the core has: ports of these NICs, programs on their taps, and no others."""

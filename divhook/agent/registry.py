@@ -18,6 +18,8 @@ from divhook.core.discovery import Record
 from divhook.core.wire.discovery import Claim
 
 SCHEMA_VERSION = 1
+MAX_IDENTITIES = 65_536
+"""Of other hosts' endpoints; 1,024 bytes each at most."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS reservation (
     guest_uuid TEXT NOT NULL,
@@ -33,6 +35,7 @@ CREATE TABLE IF NOT EXISTS reservation (
 CREATE TABLE IF NOT EXISTS lease (address BLOB PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS claim (address BLOB PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS quarantine (address BLOB PRIMARY KEY, until_us INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS identity (number BLOB PRIMARY KEY, encoding BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _COLUMNS = "guest_uuid, mac, guest, cell, subnet, address, born, fixed"
@@ -181,6 +184,16 @@ class Registry:
     def quarantined(self, now_us: int) -> dict[Address, int]:
         """Addresses in quarantine with their end."""
         return dict(self._run("SELECT address, until_us FROM quarantine WHERE until_us>?", now_us).fetchall())
+
+    def identities(self) -> dict[int, bytes]:
+        """What policy identities of others stand for, by number: the last MAX_IDENTITIES that were heard of."""
+        rows = self._run("SELECT number, encoding FROM identity ORDER BY rowid").fetchall()
+        return {int.from_bytes(number, "big"): encoding for number, encoding in rows[-MAX_IDENTITIES:]}
+
+    def save_identity(self, number: int, encoding: bytes) -> None:
+        """Keep one."""
+        self._run("INSERT OR REPLACE INTO identity VALUES (?,?)", number.to_bytes(8, "big"), encoding)
+        self._run("DELETE FROM identity WHERE rowid <= (SELECT max(rowid) FROM identity) - ?", MAX_IDENTITIES)
 
     def get(self, name: str, default: int = 0) -> int:
         """A whole-number setting."""

@@ -5,10 +5,12 @@ import time
 from typing import Any
 
 import divhook
+from divhook.adapters.bpf.policy import RULE_PICKED_UP
 from divhook.agent.agent import Agent
 from divhook.agent.control import Handler, RequestError
 from divhook.agent.nic import Nic
 from divhook.agent.traffic import Tally, Traffic
+from divhook.config.problems import ConfigError
 from divhook.core.addressing import address_text, mac_text
 from divhook.core.endpoint import PORT_WIRE
 from divhook.core.reasons import DropReason, reason_text
@@ -24,6 +26,7 @@ def handlers(agent: "AgentHolder") -> dict[str, Handler]:
         "leases": agent.answer(_leases),
         "groups": agent.answer(_groups),
         "reload": agent.answer(_reload),
+        "policy apply": agent.answer(_policy_apply),
     }
 
 
@@ -63,6 +66,7 @@ def _status(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
         "peers": plane.authenticator.peer_count,
         "groups": sorted(mac_text(group) for group in plane.groups),
         "rules_restored": agent.rules_restored,
+        "policy": _policy(agent),
         "fast_path": _fast_path(agent),
         "slow_path": {
             "from_guest": counters.from_guest,
@@ -75,6 +79,26 @@ def _status(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
             "socket_lost": socket_lost,
         },
     }
+
+
+def _policy(agent: Agent) -> dict[str, Any]:
+    enforcement = agent.enforcement
+    return {
+        "files": enforcement.problem or "ok",
+        "enforced": enforcement.cells(),
+        "rules": sum(len(enforcement.policies.cell(name).rules) for name in enforcement.cells()),
+        "applied": enforcement.applied,
+        "identities": len(agent.dataplane.pipeline.identities),
+        "picked_up": enforcement.pickups + agent.programs.policy.rule_counts().get(RULE_PICKED_UP, 0),
+        "log_lost": enforcement.flow_log.lost,
+    }
+
+
+def _policy_apply(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return agent.apply_policies()
+    except ConfigError as error:
+        raise RequestError(f"nothing is changed, the last good policies stay in force:\n{error}") from error
 
 
 def _traffic(agent: Agent) -> Traffic:
@@ -118,6 +142,9 @@ def _endpoints(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
                 "ifname": nic.ifname or None,
                 "state": _state(agent, nic),
                 "source": nic.placement.source,
+                "labels": dict(nic.labels),
+                "identity": f"{nic.identity:016x}",
+                "policed": agent.enforcement.is_policed_port(nic.port),
                 "sent_packets": sent.packets,
                 "sent_bytes": sent.octets,
                 "received_packets": received.packets,
@@ -198,4 +225,5 @@ def _reload(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
     problem = agent.reload()
     if problem:
         raise RequestError(problem)
+    agent.reconcile_soon()
     return {"cells": len(agent.configuration.cells)}

@@ -16,7 +16,7 @@ from divhook.cli.errors import CommandError, UsageError
 
 COMMANDS = {
     "check": "check configuration files, offline",
-    "policy": "check, test and explain who may talk to whom, offline (not enforced yet)",
+    "policy": "who may talk to whom: check, test and explain offline, put in force",
     "assign": "give a guest's NIC its cell and subnet",
     "key": "make or show the cluster key",
     "schema": "print the JSON schema of the configuration files",

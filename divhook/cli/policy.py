@@ -1,4 +1,4 @@
-"""`divhook policy`: check, test and explain policies, offline. The agent does not enforce policy files yet."""
+"""`divhook policy`: check, test and explain policies, offline; have the agent put changed files in force."""
 
 import argparse
 import dataclasses
@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from divhook.cli.client import add_socket_argument, ask
 from divhook.cli.errors import CommandError, UsageError
 from divhook.config.model import DEFAULT_DIRECTORY
 from divhook.config.problems import ConfigError, Problem
@@ -20,11 +21,12 @@ from divhook.policy.labels import parse_labels
 from divhook.policy.services import Service, parse_service
 
 DESCRIPTION = """\
-Who may talk to whom: check, test and explain the files in policies/, offline. Not enforced by the agent yet: until it
-is, everything passes within a cell and nothing between cells, whatever the files say."""
+Who may talk to whom: check, test and explain the files in policies/, offline. The agent takes a changed file within a
+second by itself; `apply` has it do so now, and answers when the kernel goes by it."""
 EXAMPLES = """\
 examples:
   divhook policy check                                       problems and warnings, with file, line and column
+  divhook policy apply                                       read the files now; answers when they are in force
   divhook policy test tests/shop.yaml                        do the policies do what their owner expects?
   divhook policy explain shop/web/web-1 shop/db/db-1 tcp/5432
   divhook policy explain shop/web,tier=web 192.0.2.7 udp/dns --why-not
@@ -42,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a configuration directory, or one policy file ({DEFAULT_DIRECTORY})",
     )  # fmt: skip
     check.add_argument("--strict", action="store_true", help="warnings are failures, too")
+    apply = commands.add_parser("apply", help="have the agent read the files now; done when they are in force")
+    add_socket_argument(apply)
     test = commands.add_parser("test", help="compare the policies with what a file expects of them")
     test.add_argument("file", type=Path, nargs="+", metavar="FILE", help="files of expectations")
     why = commands.add_parser("explain", help="say which rules decide a flow, and why")
@@ -53,15 +57,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--config", type=Path, default=Path(DEFAULT_DIRECTORY), metavar="DIR", help=f"({DEFAULT_DIRECTORY})"
         )
-    for command in (check, test, why):
+    for command in (check, test, why, apply):
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one of the three. Returns 0 where all is well (or the flow passes), else 1. Raises CommandError."""
+    """Run one of them. Returns 0 where all is well (or the flow passes), else 1. Raises CommandError."""
     if args.policy_command == "check":
         return _check(args)
+    if args.policy_command == "apply":
+        return _apply(args)
     return _test(args) if args.policy_command == "test" else _explain(args)
+
+
+def _apply(args: argparse.Namespace) -> int:
+    answer = ask(args.socket, "policy apply")
+    if args.json:
+        print(json.dumps(answer))
+    else:
+        changed = answer["changed"]
+        what = f"{changed} cell{'s' * (changed != 1)} changed" if changed else "nothing changed"
+        print(f"policies are in force: {what}, {answer['ms']:.0f} ms")
+    return 0
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -88,7 +105,7 @@ def _check(args: argparse.Namespace) -> int:
         print(f"{len(problems)} problem{'s' * (len(problems) != 1)}")
     else:
         found = f"{len(doubts)} warning{'s' * (len(doubts) != 1)}" if doubts else "good"
-        print(f"{args.path}: {found}: {counts} (not enforced by the agent yet)")
+        print(f"{args.path}: {found}: {counts}")
     return int(bad)
 
 

@@ -38,13 +38,17 @@ class StaticEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where one NIC belongs. address, hostname: None where nothing fixes them. source: who says so, for people."""
+    """Where one NIC belongs. address, hostname: None where nothing fixes them. source: who says so, for people.
+
+    labels: `key=value` joined by commas, as metadata and cell file have them; not looked at yet.
+    """
 
     id: SubnetId
     subnet: SubnetConfig
     address: Address | None
     hostname: str | None
     source: str
+    labels: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +104,26 @@ class Configuration:
                 raise PlacementError(f"{who}: belongs to no cell and subnet{note} ({remedy})")
             return self._check(
                 Placement(
-                    static.subnet.id, static.subnet, static.config.address, static.config.hostname, static.source
+                    static.subnet.id,
+                    static.subnet,
+                    static.config.address,
+                    static.config.hostname,
+                    static.source,
+                    static.config.labels or "",
                 ),
                 nic,
                 who,
             )
         if static is None:
-            return self._check(Placement(subnet.id, subnet, wanted.address, wanted.hostname, "metadata"), nic, who)
+            placement = Placement(subnet.id, subnet, wanted.address, wanted.hostname, "metadata", wanted.labels or "")
+            return self._check(placement, nic, who)
         pairs = [("subnet", str(subnet), str(static.subnet))]
         if wanted.address is not None and static.config.address is not None:
             pairs.append(("address", address_text(wanted.address), address_text(static.config.address)))
         if wanted.hostname is not None and static.config.hostname is not None:
             pairs.append(("hostname", wanted.hostname, static.config.hostname))
+        if wanted.labels is not None and static.config.labels is not None:
+            pairs.append(("labels", wanted.labels, static.config.labels))
         for what, here, there in pairs:
             if here != there:
                 raise PlacementError(
@@ -121,7 +133,8 @@ class Configuration:
         address = wanted.address if wanted.address is not None else static.config.address
         hostname = wanted.hostname if wanted.hostname is not None else static.config.hostname
         source = f"metadata, {static.source}"
-        return self._check(Placement(subnet.id, subnet, address, hostname, source), nic, who)
+        labels = wanted.labels if wanted.labels is not None else static.config.labels
+        return self._check(Placement(subnet.id, subnet, address, hostname, source, labels or ""), nic, who)
 
     def _static(self, nic: DomainNic, guest_name: str, subnet: SubnetConfig | None, who: str) -> StaticEndpoint | None:
         """The cell files' endpoint for a NIC: one that names its MAC, else one that names only the guest.

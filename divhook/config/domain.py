@@ -2,14 +2,15 @@
 
     <metadata>
       <divhook:guest xmlns:divhook="urn:divhook:guest:1">
-        <divhook:nic mac="52:54:00:…" cell="shop" subnet="web" address="10.1.1.20" hostname="front"/>
+        <divhook:nic mac="52:54:00:…" cell="shop" subnet="web" address="10.1.1.20" hostname="front"
+                     labels="tier=web,env=prod"/>
       </divhook:guest>
     </metadata>
 
-`mac` may be left out where the guest has one divhook NIC; `address` and `hostname` are optional. cell and subnet are
-names or numbers. A NIC is ours if its source is our libvirt network or our bridge: a live domain names both, and its
-interface type is then `bridge`. The XML is whatever an administrator of a guest can write: sizes are bounded, document
-type declarations (entities) refused, and anything unknown in our own namespace is an error and not ignored.
+`mac` may be left out where the guest has one divhook NIC; `address`, `hostname` and `labels` are optional. cell and
+subnet are names or numbers. A NIC is ours if its source is our libvirt network or our bridge: a live domain names both,
+and its interface type is then `bridge`. The XML is whatever an administrator of a guest can write: sizes are bounded,
+document type declarations (entities) refused, and anything unknown in our own namespace is an error and not ignored.
 """
 
 import re
@@ -29,7 +30,7 @@ MAX_NICS = 64
 MAX_TEXT = 255
 """Any attribute that is read here."""
 
-_ATTRIBUTES = ("mac", "cell", "subnet", "address", "hostname")
+_ATTRIBUTES = ("mac", "cell", "subnet", "address", "hostname", "labels")
 
 
 class DomainError(ValueError):
@@ -38,12 +39,13 @@ class DomainError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Where the metadata puts a NIC. cell and subnet are names or numbers, not yet looked up."""
+    """Where the metadata puts a NIC. cell, subnet: names or numbers, not yet looked up. labels: as they are written."""
 
     cell: str
     subnet: str
     address: Address | None = None
     hostname: str | None = None
+    labels: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,7 @@ def _read_guest(guest: ET.Element) -> list[tuple[Mac | None, Assignment]]:
             nic.attrib["subnet"].strip(),
             parse_ipv4(address) if address is not None else None,
             parse_hostname(hostname) if hostname is not None else None,
+            nic.get("labels"),
         )
         found.append((parse_guest_mac(mac) if mac is not None else None, assignment))
     return found
@@ -264,6 +267,7 @@ def guest_element(entries: list[tuple[Mac | None, Assignment]], *, namespaced: b
             "subnet": entry.subnet,
             "address": address_text(entry.address) if entry.address is not None else None,
             "hostname": entry.hostname,
+            "labels": entry.labels,
         }
         ET.SubElement(guest, f"{prefix}nic", {name: value for name, value in values.items() if value is not None})
     ET.indent(guest)

@@ -256,6 +256,8 @@ class EndpointConfig(_Model):
     """Fixed address. Without it: one chosen by the agent, stable over restarts."""
     hostname: Hostname | None = None
     """Host name that DHCP gives. Without it: the guest's name, where that is a host name."""
+    labels: Line | None = None
+    """Labels for policies, `key=value` joined by commas, as in `tier=web, env=prod`."""
 
     @model_validator(mode="after")
     def _names_a_nic(self) -> Self:

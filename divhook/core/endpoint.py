@@ -24,7 +24,7 @@ class PortState(IntEnum):
 class Endpoint:
     """One guest NIC: (cell, subnet, address, guest MAC), and the port it hangs on.
 
-    address is None while no address has been assigned. mtu in bytes of IP packet.
+    address is None while no address has been assigned. mtu in bytes of IP packet. identity: what policies know it by.
     """
 
     port: int
@@ -35,6 +35,7 @@ class Endpoint:
     guest_uuid: str
     mtu: int = 1500
     state: PortState = PortState.TENTATIVE
+    identity: int = 0
 
     def with_state(self, state: PortState) -> "Endpoint":
         """The same endpoint in another state."""

@@ -196,6 +196,9 @@ class FlowStore(Protocol):
     def put(self, key: FlowKey, entry: FlowEntry) -> None:
         """Insert or exchange; what was least recently used goes where full."""
 
+    def delete(self, key: FlowKey) -> bool:
+        """Remove; False where it was not there."""
+
 
 class FlowTable:
     """Entries in memory, at most `bound`."""
@@ -274,7 +277,10 @@ def _key(source: Address, destination: Address, protocol: int, transport: bytes)
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a packet is, and what `note` needs. key, flow: of the flow that it is of, or starts."""
+    """What a packet is, and what `note` needs. key, flow: of the flow that it is of, or starts.
+
+    Of an INVALID packet, key and event are there where it is TCP of a flow that is not known.
+    """
 
     flow_class: FlowClass
     from_high: bool = False
@@ -329,6 +335,8 @@ def judge(store: FlowStore, plan: AddressPlan, header: Header, packet: bytes, no
         flow_class = FlowClass.ESTABLISHED if flow.opened_by_high == from_high else FlowClass.REPLY
     elif opens:
         flow_class = FlowClass.NEW
+    elif event is not None:
+        flow_class = FlowClass.INVALID
     else:
         return _INVALID
     return Judgement(flow_class, from_high, key, flow, event, fragments)
@@ -350,9 +358,10 @@ def _related(store: FlowStore, plan: AddressPlan, header: Header, message: bytes
     if quoted[9] in _MIN_PAYLOAD and len(transport) < _QUOTED:
         return _INVALID
     key = _key(source, destination, quoted[9], transport)
-    if key is None or _live(store, key, now) is None:
+    flow = _live(store, key, now) if key is not None else None
+    if not isinstance(flow, Flow):
         return _INVALID
-    return Judgement(FlowClass.RELATED, key=key)
+    return Judgement(FlowClass.RELATED, key=key, flow=flow)
 
 
 def _may_report(plan: AddressPlan, reporter: Address, quoted_to: Address) -> bool:
@@ -376,7 +385,7 @@ def note(
     packets: segments in it. The identities and the epoch are those of a flow that begins.
     """
     key, flow, event = judgement.key, judgement.flow, judgement.event
-    if key is None or judgement.flow_class is FlowClass.RELATED:
+    if key is None or judgement.flow_class in (FlowClass.RELATED, FlowClass.INVALID):
         return
     if flow is None:
         begun = SENT.next(TcpState.NONE, event) if event is not None else TcpState.NONE

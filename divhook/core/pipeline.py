@@ -39,10 +39,13 @@ from divhook.core.discovery import (
 )
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
 from divhook.core.group import Groups
+from divhook.core.guard import Guard, Unsure
+from divhook.core.identities import IdentityExchange, IdentityLearned, IdentityMissing
 from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Router, SubnetFacts, Topology
 from divhook.core.validate import Lane, WireFacts
+from divhook.core.verdict import NoPolicies, Policies
 from divhook.core.wire.arp import ARP_REPLY, ARP_REQUEST, Arp, parse_arp_untrusted
 from divhook.core.wire.discovery import Claim
 from divhook.core.wire.errors import WireError
@@ -91,6 +94,9 @@ class Pipeline:
         self.dhcp = DhcpServer()
         self.router = Router(plan)
         self.groups = Groups(plan, pmac, ports, topology)
+        self.guard = Guard(plan, NoPolicies(), self._identity_of)
+        self.identities = IdentityExchange(pmac)
+        self.learned: list[IdentityLearned] = []  # to be kept over a restart
         self.lease_events: list[tuple[Endpoint, LeaseEvent]] = []
         self.pending_events: list[Event] = []
         self.decided: list[Address] = []  # neighbours that a frame has just been delivered to or from, or told of
@@ -168,9 +174,35 @@ class Pipeline:
             return DropReason.EXTERNAL_UNSUPPORTED
         if self.plan.host_number(destination) == 0:
             return DropReason.MARTIAN_DESTINATION
-        if target.cell != endpoint.subnet.cell:
+        if target.cell != endpoint.subnet.cell and not self._may_talk(endpoint, target, destination):
             return DropReason.CELL_DENIED
         return target
+
+    @property
+    def policies(self) -> Policies:
+        """Who may talk to whom."""
+        return self.guard.policies
+
+    @policies.setter
+    def policies(self, policies: Policies) -> None:
+        self.guard.policies = policies
+
+    def _may_talk(self, endpoint: Endpoint, target: SubnetId, destination: Address) -> bool:
+        """Whether anything to another cell could be allowed: asked before anybody is asked where it is.
+
+        Its routers serve nobody else's guests.
+        """
+        if destination == self.plan.router(target) or self.policies.port(endpoint) is None:
+            return False
+        return self.policies.may_talk(endpoint.subnet.cell, target.cell)
+
+    def _identity_of(self, address: Address) -> int:
+        """The identity of an endpoint that is known here."""
+        local = self.ports.at(address)
+        if local is not None:
+            return local.identity
+        entry = self.discovery.neighbours.get(address)
+        return entry.found.claim.identity if entry is not None and entry.found is not None else 0
 
     def _guest_unicast(
         self,
@@ -201,11 +233,26 @@ class Pipeline:
         if local is not None:
             if local.state is not PortState.ACTIVE:
                 return DropReason.PORT_NOT_ACTIVE
+            denied = self._denied_here(endpoint, local, header, original, now)
+            if denied is not None:
+                return denied
             source = rmac(target) if routed else endpoint.vmac
             out.extend(ToGuest(local.port, _ipv4_frame(local.vmac, source, piece)) for piece in pieces)
             return None
         held = HeldPacket(endpoint, original, tuple(pieces), destination, routed)
         return self._resolve(endpoint, destination, held, now, out)
+
+    def _denied_here(
+        self, sender: Endpoint, receiver: Endpoint, header: Header, packet: bytes, now: float
+    ) -> DropReason | None:
+        """Why a packet between two ports of this host does not pass: both cells are asked."""
+        if sender.subnet.cell != receiver.subnet.cell and self.policies.port(receiver) is None:
+            return DropReason.CELL_DENIED
+        for end, other in ((sender, receiver), (receiver, sender)):
+            verdict = self.guard.check(end, header, packet, end is sender, other.identity, now)
+            if verdict is not None:
+                return verdict if isinstance(verdict, DropReason) else DropReason.IDENTITY_UNKNOWN
+        return None
 
     def _holder(self, address: Address) -> Endpoint | None:
         """The endpoint of this host that holds an address, or held it until it was fenced.
@@ -222,7 +269,7 @@ class Pipeline:
     ) -> DropReason | None:
         answer = self.discovery.resolve(destination, endpoint.port, endpoint.address or ZERO_ADDRESS, now, held)
         if isinstance(answer, Found):
-            self._deliver(held, answer.claim, out)
+            self._deliver(held, answer.claim, now, out)
             return None
         if answer is DropReason.NEGATIVE_CACHED:
             return self._tell_unreachable(held, now, out) or answer
@@ -324,7 +371,7 @@ class Pipeline:
             self.discovery.not_held(host, header.destination, now)  # refers the sender to the owner, where one is known
         if local is None:
             return DropReason.NOT_LOCAL
-        if source.cell != local.subnet.cell:
+        if source.cell != local.subnet.cell and self.policies.port(local) is None:
             return DropReason.CELL_DENIED
         if local.state is not PortState.ACTIVE:
             return DropReason.PORT_NOT_ACTIVE
@@ -332,7 +379,7 @@ class Pipeline:
             return DropReason.UNKNOWN_HOST  # forged, or a loop in the fabric: not ourselves to be challenged
         verdict = self.discovery.check_source(host, header.source, header.destination, now, HeldWire(host, packet))
         if verdict is Outcome.DELIVER:
-            return self._wire_to_guest(host, local, header, packet, out)
+            return self._wire_to_guest(host, local, header, packet, now, out)
         return verdict if isinstance(verdict, DropReason) else None
 
     def _wire_group(
@@ -367,18 +414,30 @@ class Pipeline:
         return found.claim if found is not None and found.claim.host == host else None
 
     def _wire_to_guest(
-        self, host: Mac, local: Endpoint, header: Header, packet: bytes, out: list[Output]
+        self, host: Mac, local: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]
     ) -> DropReason | None:
         claim = self._claim_of(header.source, host)
         if claim is None:
             return DropReason.UNVERIFIED
         if header.total_length > local.mtu:
             return DropReason.FRAGMENTATION_NEEDED  # its own host would have cut or refused it
+        self.decided.append(header.source)
+        verdict = self.guard.check(local, header, packet, False, claim.identity, now)
+        if isinstance(verdict, Unsure):
+            return self._want(verdict, HeldWire(host, packet), now)
+        if verdict is not None:
+            return verdict
         same = self.plan.locate(header.source) == local.subnet
         source = claim.vmac if same else rmac(local.subnet)
         out.append(ToGuest(local.port, _ipv4_frame(local.vmac, source, packet)))
-        self.decided.append(header.source)
         return None
+
+    def _want(self, unsure: Unsure, held: HeldPacket | HeldWire, now: float) -> DropReason | None:
+        """Ask the other end's host who that is. None: the packet waits."""
+        entry = self.discovery.neighbours.get(unsure.address)
+        if entry is None or entry.found is None:
+            return DropReason.IDENTITY_UNKNOWN
+        return self.identities.want(unsure.identity, entry.found.claim.host, unsure.address, now, held)
 
     # ------------------------------------------------------------------ what discovery decided later
 
@@ -407,6 +466,12 @@ class Pipeline:
         out: list[Output] = []
         for event in self.discovery.events():
             self._event(event, now, out)
+        for told in self.identities.events():
+            if isinstance(told, IdentityLearned):
+                self.learned.append(told)
+            for held in told.items:
+                assert isinstance(held, HeldPacket | HeldWire)
+                self._identified(told, held, now, out)
         self.groups.members.ports_changed(now)
         out += self.groups.members.outputs()
         return out
@@ -419,11 +484,27 @@ class Pipeline:
         """Its time has come; `collect` has what it said."""
         self.groups.members.on_timer(now)
 
+    def _identified(
+        self, told: IdentityLearned | IdentityMissing, held: HeldPacket | HeldWire, now: float, out: list[Output]
+    ) -> None:
+        """What waited to know the other end: decided again."""
+        if isinstance(told, IdentityMissing):
+            port = PORT_WIRE if isinstance(held, HeldWire) else held.sender.port
+            out.append(Drop(DropReason.IDENTITY_UNKNOWN, port, held.packet))
+        elif isinstance(held, HeldWire):
+            self._confirmed(held, now, out)
+        else:
+            entry = self.discovery.neighbours.get(held.destination)
+            if entry is None or entry.found is None:
+                out.append(_held_drop(held, self._gone(held) or DropReason.NO_SUCH_ENDPOINT))
+            else:
+                self._deliver(held, entry.found.claim, now, out)
+
     def _event(self, event: Event, now: float, out: list[Output]) -> None:
         if isinstance(event, Released):
             for held in event.items:
                 assert isinstance(held, HeldPacket | HeldArp)
-                self._deliver(held, event.claim, out)
+                self._deliver(held, event.claim, now, out)
         elif isinstance(event, Unreachable):
             for held in event.items:
                 assert isinstance(held, HeldPacket | HeldArp)
@@ -432,7 +513,7 @@ class Pipeline:
         elif isinstance(event, SourceConfirmed):
             for held in event.items:
                 assert isinstance(held, HeldWire)
-                self._confirmed(held, out)
+                self._confirmed(held, now, out)
         elif isinstance(event, SourceRefused):
             for held in event.items:
                 assert isinstance(held, HeldWire)
@@ -440,7 +521,7 @@ class Pipeline:
         else:
             self.pending_events.append(event)
 
-    def _confirmed(self, held: HeldWire, out: list[Output]) -> None:
+    def _confirmed(self, held: HeldWire, now: float, out: list[Output]) -> None:
         header = header_untrusted(held.packet)
         local = self.ports.at(header.destination)
         reason: DropReason | None
@@ -451,11 +532,11 @@ class Pipeline:
         elif local.state is not PortState.ACTIVE:
             reason = DropReason.PORT_NOT_ACTIVE
         else:
-            reason = self._wire_to_guest(held.host, local, header, held.packet, out)
+            reason = self._wire_to_guest(held.host, local, header, held.packet, now, out)
         if reason is not None:
             out.append(Drop(reason, PORT_WIRE, held.packet))
 
-    def _deliver(self, held: HeldPacket | HeldArp, claim: Claim, out: list[Output]) -> None:
+    def _deliver(self, held: HeldPacket | HeldArp, claim: Claim, now: float, out: list[Output]) -> None:
         gone = self._gone(held)
         if gone is not None:
             out.append(_held_drop(held, gone))
@@ -464,11 +545,22 @@ class Pipeline:
             self.decided.append(claim.address)
         elif claim.host != self.pmac:
             self.decided.append(claim.address)
+            header = header_untrusted(held.packet)
+            verdict = self.guard.check(held.sender, header, held.packet, True, claim.identity, now)
+            reason = self._want(verdict, held, now) if isinstance(verdict, Unsure) else verdict
+            if reason is not None:
+                out.append(_held_drop(held, reason))
+            if verdict is not None:
+                return
             out.extend(ToWire(_ipv4_frame(claim.host, self.pmac, piece)) for piece in held.pieces)
         else:  # it started here while the packet waited
             local = self.ports.at(held.destination)
             if local is None or local.state is not PortState.ACTIVE:
                 out.append(_held_drop(held, DropReason.PORT_NOT_ACTIVE))
+                return
+            denied = self._denied_here(held.sender, local, header_untrusted(held.packet), held.packet, now)
+            if denied is not None:
+                out.append(_held_drop(held, denied))
                 return
             source = rmac(local.subnet) if held.routed else held.sender.vmac
             out.extend(ToGuest(local.port, _ipv4_frame(local.vmac, source, piece)) for piece in held.pieces)

@@ -101,6 +101,9 @@ class Policies(Protocol):
     def told(self, event: FlowEvent) -> None:
         """For the flow log."""
 
+    def picked_up(self) -> None:
+        """A flow has begun in mid-stream: to be counted."""
+
     def now_s(self, now: float) -> float:
         """The time by the clock of the flows."""
 
@@ -130,6 +133,9 @@ class NoPolicies:
 
     def told(self, event: FlowEvent) -> None:
         """Nobody listens."""
+
+    def picked_up(self) -> None:
+        """Nobody counts."""
 
     def now_s(self, now: float) -> float:
         """The same."""

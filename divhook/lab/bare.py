@@ -31,6 +31,7 @@ class BareSpec:
     cell: str
     subnet: str
     address: str | None = None
+    labels: str | None = None
 
     @property
     def mac(self) -> str:
@@ -45,6 +46,7 @@ class BareSpec:
     def xml(self) -> str:
         """The domain, as the test driver takes it."""
         fixed = f" address='{self.address}'" if self.address else ""
+        fixed += f" labels='{self.labels}'" if self.labels is not None else ""
         return f"""<domain type='test'><name>{self.name}</name><uuid>{uuid.uuid5(uuid.NAMESPACE_DNS, self.name)}</uuid>
 <metadata><divhook:guest xmlns:divhook='urn:divhook:guest:1'>
 <divhook:nic mac='{self.mac}' cell='{self.cell}' subnet='{self.subnet}'{fixed}/></divhook:guest></metadata>

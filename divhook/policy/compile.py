@@ -205,6 +205,11 @@ class CellTable:
         self.table.identities.drop(identity.number)
         return self._settle()
 
+    def remove_remote_number(self, number: int) -> Delta:
+        """It is forgotten, by its number; no error where it was not known."""
+        identity = self._remotes.get(number)
+        return self.remove_remote(identity) if identity is not None else Delta()
+
     def set_names(self, addresses: Mapping[DnsName, Collection[Address]]) -> Delta:
         """What the names of rules resolve to, all of them: a name that is missing resolves to nothing."""
         self._place(self._external.set_names(addresses))

@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 from divhook.abi.entries import EndpointEntry, PortEntry
 from divhook.adapters.bpf.errors import BpfError
+from divhook.adapters.bpf.policy import POLICY_TABLES
 from divhook.adapters.bpf.programs import FROM_GUEST, FROM_WIRE
 from divhook.adapters.libvirt import EventKind, Guest, GuestEvent, LibvirtError
 from divhook.adapters.links import BridgeInfo, LinkError, PortLink, UplinkInfo
@@ -31,6 +32,7 @@ from divhook.agent.nic import Nic
 from divhook.config.load import load
 from divhook.core.addressing import Address, Mac, SubnetId, group_mac, parse_mac
 from divhook.core.endpoint import Endpoint
+from divhook.core.flow import FlowTable
 from divhook.core.keys import new_key_text
 
 START_S = 5000.0
@@ -157,6 +159,71 @@ def vm(number: int, name: str = "", place: str = "shop/web", address: str = "", 
     return Vm(name or f"vm{number}", number, [Card(mac, place, address) for mac in macs])
 
 
+class FakePolicyMaps:
+    """The policy maps as dictionaries. written: every change, in order."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, dict[bytes, bytes]] = {name: {} for name in POLICY_TABLES}
+        self.records: dict[int, bytes] = {}
+        self.written: list[tuple[str, object, bytes | None]] = []
+
+    def write(self, table: str, key: bytes, value: bytes | None) -> None:
+        self.written.append((table, key, value))
+        if value is None:
+            self.tables[table].pop(key, None)
+        else:
+            self.tables[table][key] = value
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return self.tables[table].get(key)
+
+    def keys(self, table: str) -> list[bytes]:
+        return list(self.tables[table])
+
+    def set_port(self, port_id: int, value: bytes) -> None:
+        if self.records.get(port_id) != value:
+            self.written.append(("port_policies", port_id, value))
+            self.records[port_id] = value
+
+    def port(self, port_id: int) -> bytes | None:
+        return self.records.get(port_id)
+
+    def remove_port(self, port_id: int) -> None:
+        self.records.pop(port_id, None)
+
+    def ports(self) -> list[int]:
+        return list(self.records)
+
+    def rule_counts(self) -> dict[int, int]:
+        return {}
+
+    def ticks(self, seconds: float) -> int:
+        return round(seconds * 250)
+
+
+class FakeFlowTable(FlowTable):
+    def close(self) -> None:
+        """It lives on."""
+
+
+class FakeFlows:
+    """Tables of flows by port; a clock that began 1,000 s earlier."""
+
+    ticks_per_s = 250
+
+    def __init__(self) -> None:
+        self.tables: dict[int, FakeFlowTable] = {}
+
+    def now_s(self) -> float:
+        return asyncio.get_running_loop().time() + 1000
+
+    def install(self, port_id: int) -> FakeFlowTable:
+        return self.tables.setdefault(port_id, FakeFlowTable(64))
+
+    def remove(self, port_id: int) -> None:
+        self.tables.pop(port_id, None)
+
+
 class FakePrograms:
     """The maps as dictionaries. fail: names of methods that the kernel refuses. written: every change, in order."""
 
@@ -169,6 +236,9 @@ class FakePrograms:
         self.proven: set[Mac] = set()
         self.forgotten: list[int] = []
         self.fail: set[str] = set()
+        self.policy = FakePolicyMaps()
+        self.flows = FakeFlows()
+        self.flow_log = None
 
     def _may(self, name: str) -> None:
         if name in self.fail:

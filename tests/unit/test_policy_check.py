@@ -140,16 +140,14 @@ def test_check_prints_warnings_and_fails_on_them_only_if_asked(
     etc = configured(tmp_path, shop="groups: {a: {subnet: web}}\n")
     assert main(["policy", "check", str(etc)]) == 0
     line = f"{etc}/policies/shop.yaml:2:10: warning: group 'a' is not used (name it in a rule, or export it)\n"
-    assert capsys.readouterr().out == (
-        f"{line}{etc}: 1 warning: 0 rules and 1 group of 1 cell (not enforced by the agent yet)\n"
-    )
+    assert capsys.readouterr().out == (f"{line}{etc}: 1 warning: 0 rules and 1 group of 1 cell\n")
     assert main(["policy", "check", str(etc), "--strict"]) == 1
 
 
 def test_check_of_one_file_and_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     etc = configured(tmp_path, shop="ingress:\n  - {from: any, allow: tcp/443}\n")
     assert main(["policy", "check", str(etc / "policies" / "shop.yaml")]) == 0
-    assert capsys.readouterr().out.endswith("good: 1 rule and 0 groups of 1 cell (not enforced by the agent yet)\n")
+    assert capsys.readouterr().out.endswith("good: 1 rule and 0 groups of 1 cell\n")
     assert main(["policy", "check", str(etc / "nowhere")]) == 1
     assert capsys.readouterr().err == f"divhook: {etc}/nowhere: there is no such file or directory\n"
 

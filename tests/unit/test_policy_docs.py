@@ -68,19 +68,6 @@ def test_documented_bounds_are_the_codes() -> None:
     }
 
 
-def test_the_first_paragraph_says_that_nothing_enforces_policies_yet() -> None:
-    assert "**Not enforced by the agent yet**" in DOCUMENT.split("\n\n")[1]
-
-
-def test_the_help_says_so_too(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["policy", "--help"])
-    assert "Not enforced by the agent yet" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert "offline (not enforced yet)" in " ".join(capsys.readouterr().out.split())
-
-
 @pytest.mark.parametrize("name", POLICY_SCHEMAS)
 def test_the_published_schema_is_the_models(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = model_schema_text(*POLICY_SCHEMAS[name])

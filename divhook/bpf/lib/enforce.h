@@ -22,6 +22,7 @@
 /* What flow_step is told of a port, and what it may say beside enum flow_class. */
 #define STEP_OUTWARD 1 /* it is the sender's */
 #define STEP_POLICED 2
+#define EPHEMERAL_PORT 32768 /* from here on clients have theirs: Linux's default; RFC 6056 §3.2 */
 #define FLOW_DENIED 7
 #define FLOW_UNSURE 8 /* the identity of the other end is not known here */
 
@@ -79,13 +80,15 @@ static __always_inline void flow_put(struct scratch *room, const struct port_pol
 	match->flow = bpf_map_lookup_elem(table, &match->key);
 }
 
-/* TCP in mid-stream: as if opened by whom the policy allows it, first by whoever speaks to the lower port. */
+/* TCP in mid-stream: opened by who has the ephemeral port; where that does not tell, by whom the policy allows it, first
+ * by whoever speaks to the lower port. */
 static __always_inline int pick_up(struct scratch *room, const struct port_policy *policy, void *table, __u64 now,
 				   struct flow_match *match, bool outward)
 {
 	__u16 low_port = bpf_ntohs(match->key.low_port_be), high_port = bpf_ntohs(match->key.high_port_be);
 	bool by_high = low_port < high_port || (low_port == high_port && match->from_high);
 	bool opened = match->event == EVENT_SYN_ACK;
+	bool told = opened || (low_port >= EPHEMERAL_PORT) != (high_port >= EPHEMERAL_PORT);
 	int answer = POLICY_DENIES;
 
 	if (opened)
@@ -96,7 +99,7 @@ static __always_inline int pick_up(struct scratch *room, const struct port_polic
 		room->question.direction = (by_high == match->from_high) == outward ? POLICY_EGRESS : POLICY_INGRESS;
 		room->question.port_be = opened_port(&match->key, by_high);
 		answer = policy_decide(room, policy);
-		if (answer != POLICY_DENIES || opened)
+		if (answer != POLICY_DENIES || told)
 			break;
 		by_high = !by_high;
 	}

@@ -34,6 +34,8 @@ class MessageType(IntEnum):
     CENSUS = 9  # multicast: which host numbers are taken in this subnet?
     CENSUS_REPLY = 10  # bitmaps in the payload
     STALE = 11  # a receiver knows a higher claim: it is in this message
+    IDENTITY = 12  # unicast: what does this identity, in the payload, stand for?
+    IDENTITY_REPLY = 13  # its encoding in the payload; echoes the nonce
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Claim:
     stamp: int  # 64-bit hybrid logical clock, microseconds of the wall clock at its base
     born: int  # stamp of the endpoint's first start with this address
     guest_id: int  # 64 bits, hash of domain UUID and NIC MAC
-    identity: int  # 64 bits, policy identity; 0 until policy exists
+    identity: int  # 64 bits, of the guest's labels: docs/policy.md; 0 where the host says none
     tentative: bool = False
 
     @property
@@ -72,7 +74,7 @@ class Message:
     tpa: Address
     claim: Claim | None = None
     nonce: int = 0  # chosen by a requester, echoed in the answer
-    payload: bytes = b""  # CENSUS_REPLY bitmaps
+    payload: bytes = b""  # CENSUS_REPLY bitmaps, IDENTITY number, IDENTITY_REPLY encoding
 
 
 # --- the frame ------------------------------------------------------------------------------------------------
@@ -104,6 +106,7 @@ ANSWERS = frozenset(
         MessageType.STALE,
         MessageType.CHALLENGE_REPLY,
         MessageType.CENSUS_REPLY,
+        MessageType.IDENTITY_REPLY,
     }
 )
 """Sent as ARP replies; their nonce is an echo. All others are ARP requests and carry a nonce of their own."""
