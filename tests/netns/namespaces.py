@@ -4,7 +4,7 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
@@ -24,6 +24,20 @@ def _set_namespace(descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), "setns")
 
 
+@contextmanager
+def entered(file: Path) -> Iterator[None]:
+    """Put the calling thread into the namespace of an nsfs file. Sockets made inside stay in it."""
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    there = os.open(file, os.O_RDONLY)
+    try:
+        _set_namespace(there)
+        yield
+    finally:
+        _set_namespace(here)
+        os.close(here)
+        os.close(there)
+
+
 class Namespace:
     """A network namespace that `ip netns` knows. Sockets made inside `with namespace.entered():` stay in it."""
 
@@ -32,18 +46,9 @@ class Namespace:
         subprocess.run(["ip", "netns", "add", name], check=True, timeout=30)
         self.run("ip link set lo up")
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> AbstractContextManager[None]:
         """Put the calling thread into the namespace."""
-        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        there = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
-        try:
-            _set_namespace(there)
-            yield
-        finally:
-            _set_namespace(here)
-            os.close(here)
-            os.close(there)
+        return entered(Path("/run/netns", self.name))
 
     def run(self, command: str, check: bool = True) -> str:
         """Output of a command line in the namespace."""

@@ -132,13 +132,19 @@ class PolicyBench:
 
     def apply(self, policies: Mapping[str, str]) -> None:
         """Exactly these, by cell, on every host."""
-        for host in self.lab.hosts:
-            directory = self.etc(host) / "policies"
-            directory.mkdir(exist_ok=True)
-            for path in directory.glob("*.yaml"):
-                if path.stem not in policies:
-                    path.unlink()
-            for cell, text in policies.items():
-                (directory / f"{cell}.yaml").write_text(f"cell: {cell}\n{text}")
-        for host in self.lab.hosts:
-            self.ask(host, "policy apply")
+        apply_policies(self.lab, policies)
+
+
+def apply_policies(lab: BareLab, policies: Mapping[str, str]) -> None:
+    """Exactly these, by cell, on every host, and in force."""
+    for host in lab.hosts.values():
+        directory = host.root / "etc-divhook" / "policies"
+        directory.mkdir(exist_ok=True)
+        for path in directory.glob("*.yaml"):
+            if path.stem not in policies:
+                path.unlink()
+        for cell, text in policies.items():
+            (directory / f"{cell}.yaml").write_text(f"cell: {cell}\n{text}")
+    for host in lab.hosts.values():
+        answer = host.ask_agent({"op": "policy apply"})
+        assert answer["ok"], answer
