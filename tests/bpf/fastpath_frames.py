@@ -52,9 +52,15 @@ def shapes() -> list[Shape]:
     """Payloads as protocols have them, down to none at all."""
     tcp = struct.pack("!HHIIBBHHH", 40001, 5001, 0x01020304, 0x05060708, 5 << 4, 0x18, 8192, 0xABCD, 0)
     echo = struct.pack("!BBHHH", 8, 0, 0x1234, 7, 9) + NOISE[:48]
+    back = tcp[2:4] + tcp[:2] + tcp[4:]
     found = [
         Shape(f.TCP, tcp + NOISE[:40]),
         Shape(f.TCP, tcp[:12] + b"\x80" + tcp[13:] + NOISE[:12]),
+        *(Shape(f.TCP, tcp[:13] + bytes((flags,)) + tcp[14:] + NOISE[:9]) for flags in (0x02, 0x02, 0x11, 0x04)),
+        *(Shape(f.TCP, back[:13] + bytes((flags,)) + back[14:] + NOISE[:9]) for flags in (0x12, 0x10, 0x11)),
+        Shape(f.UDP, f.udp(53, 40000, NOISE[:60])),
+        Shape(f.ICMP, b"\x00" + echo[1:]),
+        Shape(f.ICMP, b"\x0d" + echo[1:]),
         Shape(f.UDP, f.udp(5353, 33434)),
         Shape(f.UDP, f.udp(40000, 53, NOISE[:60])),
         Shape(f.ICMP, echo),

@@ -69,6 +69,7 @@ class Ends(NamedTuple):
     source: Address
     destination: Address
     host: Mac  # of the wire's frames: who sent it
+    length: int = 0  # of the packet
 
 
 def _sender_known(world: World, ends: Ends) -> bool:
@@ -80,8 +81,32 @@ def _sender_known(world: World, ends: Ends) -> bool:
 
 
 Condition = Callable[[World, Ends], bool]
+
+
+def _cells_denied(world: World, ends: Ends) -> bool:
+    """The plan tells, where no rule could allow it; else the other end of this host has no policy."""
+    sender, target = world.pipeline.ports.at(ends.source), world.plan.locate(ends.destination)
+    assert sender is not None
+    assert target is not None
+    policies = world.pipeline.policies
+    if policies.port(sender) is None or not policies.may_talk(sender.subnet.cell, target.cell):
+        return True
+    return _shown_or_told(world, ends)
+
+
+def _shown_or_told(world: World, ends: Ends) -> bool:
+    """The programs know the destination, and the packet fits: nothing is left to the agent."""
+    local, subnet = world.shown(ends.destination), world.plan.locate(ends.destination)
+    if local is None and ends.destination not in world.told:
+        return False
+    assert subnet is not None
+    return ends.length <= (local.mtu if local is not None else world.topology[subnet].mtu)
+
+
 GUEST_KERNELS: dict[DropReason, Condition] = {
-    DropReason.CELL_DENIED: lambda world, ends: True,  # the plan tells
+    DropReason.CELL_DENIED: _cells_denied,
+    DropReason.POLICY_DENIED: _shown_or_told,
+    DropReason.FLOW_UNKNOWN: _shown_or_told,
 }
 """Beyond validation: reasons of the pipeline that from_guest drops with, and when. All others are diverted: the agent
 answers (TTL_EXPIRED, FRAGMENTATION_NEEDED, EXTERNAL_UNSUPPORTED, ROUTER_SERVICE, NO_SUCH_ENDPOINT, NEGATIVE_CACHED,
@@ -89,6 +114,8 @@ DHCP), asks (HOLD_*, RESOLVE_*), or will have more to say (BROADCAST_UNSUPPORTED
 MARTIAN_DESTINATION, L2_MULTICAST_MISMATCH, PORT_NOT_ACTIVE, RARP_FROM_GUEST, CONSUMED without an answer)."""
 WIRE_KERNELS: dict[DropReason, Condition] = {
     DropReason.CELL_DENIED: _sender_known,
+    DropReason.POLICY_DENIED: _sender_known,
+    DropReason.FLOW_UNKNOWN: _sender_known,
     DropReason.SPOOF_LOCAL: lambda world, ends: world.shown(ends.source) is not None,
 }
 """The same of from_wire. Diverted: what needs an answer to the sender (NOT_LOCAL, PORT_NOT_ACTIVE of a fenced port),
@@ -143,7 +170,8 @@ class Judge:
             case [ToWire(sent)] if destination in world.told:
                 return Outcome(REDIRECT, (sent,), 0, world.uplink, sender=endpoint.port, used=destination)
             case [Drop(reason, port, _)] if reason in GUEST_KERNELS:
-                if GUEST_KERNELS[reason](world, Ends(frame[26:30], destination, b"")):
+                length = int.from_bytes(frame[16:18], "big")
+                if GUEST_KERNELS[reason](world, Ends(frame[26:30], destination, b"", length)):
                     return Outcome(DROP, (frame,), 0, drop=(port, reason))
         return None
 
@@ -207,7 +235,8 @@ class Judge:
         outcomes = [judge(piece) for piece in segments(frame, gso_size)]
         first = outcomes[0]
         if any((o.verdict, o.target, o.drop) != (first.verdict, first.target, first.drop) for o in outcomes):
-            first = next(o for o in outcomes if o.diverted is not None)  # the agent sees them all
+            # The agent sees them all; but one that ends a flow makes others of the rest.
+            first = next((o for o in outcomes if o.diverted is not None), first)
         if first.verdict == REDIRECT:
             port = first.receiver or 0
             endpoint = self._world.pipeline.ports.port(port)

@@ -23,6 +23,7 @@ import divhook
 SOURCE = Path(divhook.__file__).parent / "bpf"
 FRAMES = 24_000
 """That a mutant must survive to be called not found."""
+ENFORCE, POLICY = "lib/enforce.h", "lib/policy.h"
 FORWARD, PROGRAMS, IPV4 = "lib/forward.h", "divhook.c", "lib/ipv4.h"
 
 
@@ -55,6 +56,14 @@ def guest(old: str, new: str) -> Mutant:
 
 def wire(old: str, new: str) -> Mutant:
     return Mutant(FORWARD, old, new, "int forward_from_wire(")
+
+
+def police(old: str, new: str) -> Mutant:
+    return Mutant(ENFORCE, old, new, "int flow_police(")
+
+
+def rule(old: str, new: str) -> Mutant:
+    return Mutant(POLICY, old, new)
 
 
 def arp(old: str, new: str) -> Mutant:
@@ -140,6 +149,67 @@ MUTANTS = {
     ),
     "from the wire to the wire": wire("redirect(skb, local->ifindex)", "redirect(skb, host->uplink_ifindex)"),
     "from the wire, not counted": wire("count_to(local->port_id, packets, bytes)", "count_to(local->port_id, 0, 0)"),
+    # policies
+    "a port without rules for a cell may talk to it": guest(
+        "if (!(port->flags & PORT_POLICED) || !cells_may_talk", "if (false && !cells_may_talk"
+    ),
+    "no policed port talks to another cell": guest(
+        "|| !cells_may_talk(port->address_be & host->cell_mask_be,",
+        "|| true || !cells_may_talk(port->address_be & host->cell_mask_be,",
+    ),
+    "cells without policy are reached here": guest(
+        "!(endpoint->flags & ENDPOINT_POLICED))\n\t\t\treturn", "false)\n\t\t\treturn"
+    ),
+    "cells without policy are reached over the wire": wire("&& !(local->flags & ENDPOINT_POLICED)", "&& false"),
+    "the sender is not asked": guest("if (port->flags & PORT_TRACKED)", "if (false)"),
+    "the receiver here is not asked": guest("if (endpoint->flags & ENDPOINT_TRACKED)", "if (false)"),
+    "the receiver from the wire is not asked": wire("if (local->flags & ENDPOINT_TRACKED)", "if (false)"),
+    "the other end is who sends": guest(
+        "STEP_OUTWARD | (port->flags & PORT_POLICED), endpoint->identity",
+        "STEP_OUTWARD | (port->flags & PORT_POLICED), identity_of(port->address_be)",
+    ),
+    "any epoch will do": police("flow->epoch == policy->epoch &&", ""),
+    "any local end will do": police("flow->local_identity == policy->identity &&", ""),
+    "any remote end will do": police(" &&\n\t    flow->remote_identity == remote_identity", ""),
+    "a reply asks for its sender": police("by_high == (match->key.high_be == local_be)", "outward"),
+    "the port of the other side": Mutant(
+        ENFORCE,
+        "return by_high ? key->low_port_be : key->high_port_be",
+        "return by_high ? key->high_port_be : key->low_port_be",
+    ),
+    "echo by its identifier": Mutant(ENFORCE, "if (key->kind != FLOW_PAIR)", "if (false)"),
+    "what is no flow is no echo": police(
+        "class == FLOW_UNTRACKED ? match->type_code_be", "false ? match->type_code_be"
+    ),
+    "a forbidden flow stays": police("bpf_map_delete_elem(table, &match->key);", ""),
+    "a renewed flow keeps its epoch": Mutant(ENFORCE, "room->flow.epoch = policy->epoch;", "", "void flow_put("),
+    "a new flow has no epoch": police("room->flow.epoch = policy->epoch;", ""),
+    "mid-stream is always welcome": police("&& now < policy->pickup_until_ticks", ""),
+    "mid-stream is never welcome": police("if (match->midstream", "if (false && match->midstream"),
+    "a reset begins a flow": police("match->event != EVENT_RST &&", ""),
+    "ephemeral ports tell nothing": Mutant(
+        ENFORCE, "|| (low_port >= EPHEMERAL_PORT) != (high_port >= EPHEMERAL_PORT)", ""
+    ),
+    "mid-stream by the higher port": Mutant(ENFORCE, "low_port < high_port ||", "low_port > high_port ||"),
+    "an unknown identity is denied": police(
+        "if (answer == POLICY_UNSURE)\n\t\treturn FLOW_UNSURE", "if (false)\n\t\treturn FLOW_UNSURE"
+    ),
+    "FLOW_UNKNOWN passes": Mutant(
+        ENFORCE, "if (class == FLOW_INVALID)\n\t\treturn drop", "if (false)\n\t\treturn drop"
+    ),
+    "every other subnet is the same": Mutant(
+        ENFORCE, "? POLICY_CELL : POLICY_SUBNET", "? POLICY_SUBNET : POLICY_SUBNET"
+    ),
+    "another cell is the own": Mutant(ENFORCE, "return POLICY_OTHER", "return POLICY_CELL"),
+    "an allow wins over a deny": rule("b->flags & POLICY_ALLOW)))", "b->flags & POLICY_ALLOW) && false))"),
+    "ingress for egress": rule("egress ? policy->scopes[1]", "!egress ? policy->scopes[1]"),
+    "defaults of the other direction": rule("egress ? policy->allowed[1]", "!egress ? policy->allowed[1]"),
+    "rules of the subnet stand alone": rule(
+        "question->relation == POLICY_SUBNET ? POLICY_CELL", "question->relation == POLICY_SUBNET ? POLICY_SUBNET"
+    ),
+    "classes are not looked at": rule("if (class)\n\t\t\ta =", "if (false)\n\t\t\ta ="),
+    "an unknown identity has no class": rule("if (!found)\n\t\t\treturn false", "if (!found)\n\t\t\treturn true"),
+    "the cell that is named alone": rule("pair.other_be = 0xffffffff;", ""),
     # ARP
     "ARP replies are answered": arp("request->op_be != bpf_htons(ARP_REQUEST) ||", ""),
     "who asks for itself is answered": arp("|| request->tpa_be == port->address_be", ""),
@@ -164,6 +234,8 @@ MUTANTS = {
     "ARP reply to the wire": arp("redirect(skb, skb->ifindex)", "redirect(skb, host->uplink_ifindex)"),
 }
 FEW = (
+    "any epoch will do",
+    "an allow wins over a deny",
     "same_subnet is inverted",
     "TTL-1 carries too late",
     "any host may speak for a neighbour",

@@ -126,6 +126,7 @@ class Referee:
         if asked and (found := self._neighbour(expected.used)) != (True, expected.heard):
             raise DifferenceError(f"{told(sent)}: (used, heard) is {found}, must be {True, expected.heard}")
         self._count(expected, len(sent.frame))
+        self.world.frame_done(expected.diverted is not None)
         self.world.sync()
 
     def _neighbour(self, address: Address, clear: bool = False) -> tuple[bool, bool]:
@@ -161,6 +162,8 @@ class Referee:
 
     def settle(self) -> None:
         """Every counter and the whole map."""
+        if self.world.twins is not None and (lines := self.world.twins.differences()):
+            raise DifferenceError("\n".join(lines[:20]))
         drops, traffic = self._counters()
         marks = self._marks_now()
         if (drops, traffic, marks) != (self.drops, self.traffic, self.marks):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from fastpath_policies import TIERS
 from fastpath_world import PEERS, Place, World
 
 from divhook.abi.entries import RemoteEndpoint
@@ -89,17 +90,43 @@ def agent_restarts(world: World) -> None:
     world.boot()
     world.discovery.restore(records, highest)
     world.told.clear()
+    world.frame_done()
     for place in world.here():
         assert place.nic is not None
         endpoint = states[place.address]
         assert endpoint is not None
         world.put(place, endpoint.state)
         if endpoint.state is not PortState.INCOMING:
-            world.discovery.reclaim(place.address, place.vmac, place.nic.guest_id, 0, world.now)
+            identity = place.nic.identity
+            world.discovery.reclaim(place.address, place.vmac, place.nic.guest_id, identity, world.now)
     list(world.fastpath.adopt(world.now, lambda address: any(p.address == address for p in world.here())))
     world.discovery.ready(world.now)
+    if world.twins is not None:
+        world.twins.enforcement.sweep()
     mine = {place.address for place in world.here()}
     world.told = {a for a, e in known.items() if world.fast and isinstance(e, RemoteEndpoint) and a not in mine}
+
+
+def policy_changes(world: World) -> None:
+    """The files of a cell are others now."""
+    if world.policies is not None and world.twins is not None:
+        name = world.policies.rewrite()
+        world.twins.enforcement.policies = world.policies.set()
+        world.twins.enforcement._change_cell(name)
+        world.twins.settle()
+
+
+def label_changes(world: World) -> None:
+    here = world.here() if world.policies is not None else []
+    for place in world.rng.sample(here, min(len(here), 3)):
+        assert place.nic is not None
+        place.nic.labels = (("tier", world.rng.choice(TIERS)),)
+        world._policy_changed(place.nic)
+
+
+def mid_stream_is_welcome(world: World) -> None:
+    if (place := _any(world, world.here())) and place.nic is not None and world.twins is not None:
+        world.twins.enforcement.pick_up(place.nic.port, world.now, 3600.0)
 
 
 TURNS: tuple[Callable[[World], None], ...] = (
@@ -114,4 +141,11 @@ TURNS: tuple[Callable[[World], None], ...] = (
     subnet_changes,
     reconciled,
     agent_restarts,
+    policy_changes,
+    policy_changes,
+    policy_changes,
+    label_changes,
+    label_changes,
+    label_changes,
+    mid_stream_is_welcome,
 )

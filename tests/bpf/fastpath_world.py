@@ -18,15 +18,19 @@ from types import SimpleNamespace
 
 from bpf_bench import UNLIMITED, host_entry
 from bpf_frames import PMAC
+from fastpath_policies import TIERS, TwinPolicies, WorldPolicies, cell_name, enforcement_of
 
 from divhook.abi.entries import EndpointEntry, LocalEndpoint, PortEntry, RemoteEndpoint
 from divhook.adapters.bpf import Programs
+from divhook.adapters.bpf.policy import POLICY_TABLES
+from divhook.agent.enforcement import Enforcement
 from divhook.agent.fastpath import FastPath
 from divhook.agent.nic import Nic
 from divhook.agent.ports import Ports
 from divhook.core.addressing import ALL_HOSTS_GROUP, Address, AddressPlan, Mac, SubnetId
 from divhook.core.dhcp import SubnetService
 from divhook.core.discovery import (
+    ClaimState,
     Discovery,
     Fenced,
     Limits,
@@ -56,6 +60,8 @@ TAPS = tuple(f"t{number}" for number in range(8))
 MAKE_TAPS = " && ".join(f"ip link add t{n} type veth peer name t{n + 1}" for n in range(0, len(TAPS), 2))
 FIRST_PORT_ID = 0x1A2B
 MTUS = (1500, 1500, 1400, 576, 2000)
+POLICIES = 0.6
+"""Share of worlds whose cells have policies."""
 TRACKED, FLOWS = 3, 64
 """Every third port is tracked, with room for so many flows."""
 START_S = 1_000.0
@@ -79,12 +85,12 @@ class Place:
 
 
 class UnlimitedPorts(Ports):
-    """The agent's, with token buckets that are never empty; some are tracked, which changes no frame."""
+    """The agent's, with token buckets that are never empty. Without policies some are tracked: it changes no frame."""
 
     def _entry(self, nic: Nic, state: PortState) -> PortEntry:
-        return replace(
-            super()._entry(nic, state), arp_rate=UNLIMITED, group_rate=UNLIMITED, tracked=nic.port % TRACKED == 0
-        )
+        entry = super()._entry(nic, state)
+        tracked = entry.tracked if self._enforcement is not None else nic.port % TRACKED == 0
+        return replace(entry, arp_rate=UNLIMITED, group_rate=UNLIMITED, tracked=tracked)
 
 
 def subnets_of(plan: AddressPlan) -> list[SubnetId]:
@@ -119,6 +125,9 @@ class World:
         self.subnets = sorted({place.subnet for place in cast}) or subnets_of(self.plan)
         self.places = list(cast) or self._make_places()
         self.topology: Topology = {subnet: self.facts(subnet) for subnet in self.subnets}
+        wanted = not cast and self.rng.random() < POLICIES
+        self.policies = WorldPolicies(self.rng, self.plan, self.subnets) if wanted else None
+        self.twins: TwinPolicies | None = None
         self._clear()
         self.boot()
         self.discovery.ready(self.now)
@@ -157,6 +166,12 @@ class World:
         self.programs.forget_port_counters(PORT_WIRE)
         for address in list(self.programs.endpoints()):
             self.programs.remove_endpoint(address)
+        for port in self.programs.policy.ports():
+            self.programs.policy.remove_port(port)
+            self.programs.flows.remove(port)
+        for table in POLICY_TABLES:
+            for key in list(self.programs.policy.keys(table)):
+                self.programs.policy.write(table, key, None)
 
     def boot(self) -> None:
         """An agent, of which nothing is told yet. fast: its file does not say `fastpath: off`."""
@@ -169,13 +184,46 @@ class World:
         self.fastpath = FastPath(self.programs, self.plan, self.topology, self.discovery, self.fast)
         self.ifindex_of: dict[int, int] = {}
         shell = SimpleNamespace(
-            pipeline=self.pipeline, fastpath=self.fastpath, ifindex_of=self.ifindex_of, forget_port=self.ifindex_of.pop
+            pipeline=self.pipeline,
+            fastpath=self.fastpath,
+            ifindex_of=self.ifindex_of,
+            forget_port=self.ifindex_of.pop,
+            now=lambda: self.now,
         )
         limits = SimpleNamespace(
             divert_pps=UNLIMITED.packets_per_s, divert_burst=UNLIMITED.burst_packets, dhcp_pps=UNLIMITED.packets_per_s
         )
         configuration = SimpleNamespace(plan=self.plan, host=SimpleNamespace(limits=limits))
-        self.ports = UnlimitedPorts(None, self.programs, shell, configuration, max(MTUS))  # type: ignore[arg-type]
+        enforcement = self._boot_policies()
+        self.ports = UnlimitedPorts(None, self.programs, shell, configuration, max(MTUS), enforcement)  # type: ignore[arg-type]
+
+    def _boot_policies(self) -> Enforcement | None:
+        if self.policies is None:
+            return None
+        exchange = self.pipeline.identities
+        enforcement = enforcement_of(self.policies, self.plan, self.programs, exchange)
+        enforcement.on_change = self._policy_changed
+        before, self.twins = self.twins, TwinPolicies(enforcement, self.programs)
+        if before is not None:
+            self.twins.adopt(before)
+        self.pipeline.policies = self.twins
+        for known in self.rng.sample(sorted(self.policies.known), len(self.policies.known) // 2):
+            exchange.know(known, self.policies.known[known].encode())
+        return enforcement
+
+    def _policy_changed(self, nic: Nic) -> None:
+        """As agent/guests.py does it."""
+        place = next(p for p in self.places if p.nic is nic)
+        endpoint = self.pipeline.ports.port(nic.port)
+        assert endpoint is not None
+        self.put(place, endpoint.state)
+        if nic.identity != endpoint.identity and self.discovery.state(place.address) is ClaimState.ACTIVE:
+            self.discovery.activate(place.address, place.vmac, nic.guest_id, nic.identity, None, self.now)
+
+    def frame_done(self, diverted: bool = True) -> None:
+        """What it told of flows is where it belongs."""
+        if self.twins is not None:
+            self.twins.done(diverted)
 
     # ------------------------------------------------------------------ what is there
 
@@ -212,7 +260,10 @@ class World:
         for port in self.pipeline.ports.all() if self.fast else ():
             if port.address is not None and port.state in SHOWN_STATES:
                 fenced = port.state is PortState.FENCED
-                table[port.address] = LocalEndpoint(port.vmac, self.ifindex_of[port.port], port.port, port.mtu, fenced)
+                policed = self.pipeline.policies.port(port) is not None
+                ifindex = self.ifindex_of[port.port]
+                entry = LocalEndpoint(port.vmac, ifindex, port.port, port.mtu, fenced, policed, port.identity, policed)
+                table[port.address] = entry
         return table
 
     # ------------------------------------------------------------------ as the agent's shell does it
@@ -221,6 +272,7 @@ class World:
         """What Dataplane does after a frame: events, then what was decided."""
         pipeline = self.pipeline
         pipeline.collect(self.now)
+        self.frame_done()
         if pipeline.pending_events:
             events, pipeline.pending_events = pipeline.pending_events, []
             for event in events:
@@ -272,11 +324,13 @@ class World:
         if not free or place.nic is not None or place.subnet not in self.topology:  # the agent refuses such a guest
             return
         self._port_id += self.rng.choice((1, 3))
-        placement = SimpleNamespace(id=place.subnet, hostname=None)
+        subnet = SimpleNamespace(cell=cell_name(place.subnet.cell), name=f"s{place.subnet.subnet}")
+        placement = SimpleNamespace(id=place.subnet, hostname=None, subnet=subnet)
         nic = Nic(place.guest, f"uuid-{place.guest}", placement, place.vmac, fixed=True, address=place.address)  # type: ignore[arg-type]
         nic.port, nic.ifindex = self._port_id, self.rng.choice(free)
         place.nic = nic
-        if nic.port % TRACKED == 0:
+        nic.labels = (("tier", self.rng.choice(TIERS)),)
+        if self.policies is None and nic.port % TRACKED == 0:
             self.programs.flows.install(nic.port, FLOWS).close()
         self.put(place, state)
         if state is PortState.TENTATIVE:
@@ -287,13 +341,15 @@ class World:
     def activate(self, place: Place) -> None:
         assert place.nic is not None
         place.host = place.claim = None
-        self.discovery.activate(place.address, place.vmac, place.nic.guest_id, 0, None, self.now)
+        self.discovery.activate(place.address, place.vmac, place.nic.guest_id, place.nic.identity, None, self.now)
         self.put(place, PortState.ACTIVE)
 
     def unplug(self, place: Place) -> None:
         assert place.nic is not None
         self.ports.remove(place.nic)
         self.programs.flows.remove(place.nic.port)
+        if self.twins is not None:
+            self.twins.tables.pop(place.nic.port, None)
         place.nic = None
         self._join()
         self.discovery.withdraw(place.address, self.now, gone=self.rng.random() < 0.5)
@@ -305,7 +361,10 @@ class World:
         guest_id = place.nic.guest_id if place.nic else int.from_bytes(place.vmac, "big")
         born = place.claim.born if place.claim else 5
         place.host = host
-        place.claim = Claim(place.address, place.vmac, host, self._stamp, born, guest_id, self.rng.getrandbits(64))
+        known = self.policies.known if self.policies is not None else {}
+        ours = [n for n, i in known.items() if i.cell == cell_name(place.subnet.cell)]
+        number = self.rng.choice(ours) if ours and self.rng.random() < 0.9 else self.rng.getrandbits(64)
+        place.claim = Claim(place.address, place.vmac, host, self._stamp, born, guest_id, number)
         if announced:
             self.say(Message(MessageType.ANNOUNCE, host, ALL_HOSTS_GROUP, bytes(4), place.address, place.claim))
 
@@ -315,6 +374,14 @@ class World:
 
     def exchange(self) -> None:
         """Carry the agent's questions to its peers, who answer most of them."""
+        known = self.policies.known if self.policies is not None else {}
+        for message in self.pipeline.identities.messages_to_send():
+            found = known.get(int.from_bytes(message.payload, "big"))
+            if found is not None and self.rng.random() < 0.8:
+                kind, source, nonce = MessageType.IDENTITY_REPLY, message.destination, message.nonce
+                answer = Message(kind, source, PMAC, message.spa, message.tpa, nonce=nonce, payload=found.encode())
+                self.pipeline.identities.receive(answer, self.now)
+                self.sync()
         for _ in range(8):
             asked = [m for m in self.discovery.messages_to_send() if m.type in (MessageType.REQUEST, MessageType.PROBE)]
             if not asked:
@@ -340,3 +407,5 @@ class World:
             self.sync()
             self.exchange()
         self.now = until
+        self.pipeline.identities.on_timer(self.now)
+        self.sync()

@@ -132,8 +132,11 @@ static __always_inline int flow_police(struct scratch *room, const struct host_c
 	if (class == FLOW_RELATED) {
 		__be32 quoted_be = match->key.low_be == local_be ? match->key.high_be : match->key.low_be;
 
-		if (quoted_be != remote_be)
+		if (quoted_be != remote_be) {
 			remote_identity = identity_of(quoted_be);
+			if (!remote_identity && relation_to(host, local_be, quoted_be) != POLICY_EXTERNAL)
+				return FLOW_UNSURE;
+		}
 		remote_be = quoted_be;
 	}
 	if (live && flow && flow->epoch == policy->epoch && flow->local_identity == policy->identity &&
