@@ -23,6 +23,7 @@ from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import FROM_WIRE, Programs
 from divhook.adapters.libvirt import EventKind, GuestEvent, LibvirtError, LibvirtWatch
 from divhook.adapters.links import BridgeInfo, LinkError, LinkEvent, Links, UplinkInfo
+from divhook.adapters.resolver import Resolver
 from divhook.adapters.rules import Rules, RulesError, RulesWatcher
 from divhook.agent import systemd
 from divhook.agent.control import ControlServer, RequestError
@@ -31,6 +32,7 @@ from divhook.agent.enforcement import Enforcement
 from divhook.agent.fastpath import FastPath
 from divhook.agent.flow_log import FlowLog
 from divhook.agent.guests import Guests
+from divhook.agent.names import Names
 from divhook.agent.registry import Registry, RegistryError
 from divhook.agent.topology import topology_of
 from divhook.config import domain
@@ -47,6 +49,7 @@ from divhook.core.keys import KeyFileError, KeyRing, parse_key_text
 from divhook.core.pipeline import Pipeline
 from divhook.core.router import Topology
 from divhook.policy.files import POLICIES_DIRECTORY
+from divhook.policy.names import NameBook
 
 RECONCILE_S = 30.0
 FILES_POLL_S = 1.0
@@ -108,6 +111,7 @@ class Agent:
         self.dataplane: Dataplane
         self.guests: Guests
         self.enforcement: Enforcement
+        self.names: Names
         self.programs: Programs
         self.registry = Registry(paths.state / "registry.sqlite")
         self.libvirt = LibvirtWatch(
@@ -162,7 +166,7 @@ class Agent:
         self.libvirt.start()
         self._spawn(self._every(RECONCILE_S, self._ensure_links, self.reconcile, self._restore_rules, self._keep_stamp))
         self._spawn(self._every(FILES_POLL_S, self._reload_changed))
-        for task in (self._watch_links(), self._feed_watchdog()):
+        for task in (self._watch_links(), self._feed_watchdog(), self.names.run()):
             self._spawn(task)
         if self.rules.needs_poll:
             self._spawn(self._every(RULES_POLL_S, self._restore_rules))
@@ -188,7 +192,14 @@ class Agent:
         pipeline.policies = self.enforcement
         for number, encoding in self.registry.identities().items():
             pipeline.identities.know(number, encoding)
+        self.names = Names(
+            NameBook(lambda address: not plan.contains(address)),
+            Resolver(host.resolvers),
+            self.enforcement.set_names,
+            self.paths.state / "names.json",
+        )
         self.enforcement.start(self.configuration)
+        self.names.want_all(self.enforcement.names_wanted())
         try:
             self.dataplane = Dataplane(
                 pipeline,
@@ -524,6 +535,7 @@ class Agent:
             self.enforcement.apply(configuration)
         except ConfigError as error:
             return str(error)
+        self.names.want_all(self.enforcement.names_wanted())
         return ""
 
     def reconcile_soon(self) -> None:
@@ -534,6 +546,8 @@ class Agent:
         """Read the policy files, and put them in force before this returns. Raises ConfigError."""
         begin_s = self._loop.time()
         changed = self.enforcement.apply()
+        if changed:
+            self._loop.call_soon(lambda: self.names.want_all(self.enforcement.names_wanted()))
         return {"changed": changed, "ms": round((self._loop.time() - begin_s) * 1e3, 3)}
 
     def _set_topology(self, fresh: Topology) -> None:

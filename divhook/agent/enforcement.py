@@ -217,9 +217,12 @@ class Enforcement:
             self._write(here, delta)
             self._next_epoch(cell, here)
 
-    def names_of(self, cell: str) -> set[DnsName]:
-        """The DNS names that a cell's rules speak of."""
-        return {p for rule in self.policies.cell(cell).rules for p in rule.peers if isinstance(p, DnsName)}
+    def names_wanted(self) -> dict[str, set[DnsName]]:
+        """The DNS names that each cell's rules speak of."""
+        return {
+            name: {p for rule in policy.rules for p in rule.peers if isinstance(p, DnsName)}
+            for name, policy in self.policies.cells.items()
+        }
 
     # ------------------------------------------------------------------ ports
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from divhook.adapters.resolver import Answer, ResolverError
 from divhook.core.addressing import Address
@@ -59,12 +59,19 @@ class Names:
         self.book.want(cell, names, self._loop.time())
         self._tell()
 
+    def want_all(self, wanted: Mapping[str, Collection[DnsName]]) -> None:
+        """The same for all cells at once; a cell that is missing wants none."""
+        now = self._loop.time()
+        for cell in sorted({*self.book.cells(), *wanted}):
+            self.book.want(cell, wanted.get(cell, ()), now)
+        self._tell()
+
     def learned(self, cell: str, name: str, addresses: Collection[Address], ttl_s: float) -> None:
         """What a guest of a cell is about to get for a name: for the local resolver, before it sends the answer."""
         self.book.learned(cell, name, addresses, ttl_s, self._loop.time())
         self._tell()
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, object]]:
         """For status: every name, its state and addresses."""
         return [row.plain() for row in self.book.rows()]
 

@@ -27,6 +27,7 @@ def handlers(agent: "AgentHolder") -> dict[str, Handler]:
         "groups": agent.answer(_groups),
         "reload": agent.answer(_reload),
         "policy apply": agent.answer(_policy_apply),
+        "policy names": agent.answer(_policy_names),
     }
 
 
@@ -91,7 +92,12 @@ def _policy(agent: Agent) -> dict[str, Any]:
         "identities": len(agent.dataplane.pipeline.identities),
         "picked_up": enforcement.pickups + agent.programs.policy.rule_counts().get(RULE_PICKED_UP, 0),
         "log_lost": enforcement.flow_log.lost,
+        "names": agent.names.summary(),
     }
+
+
+def _policy_names(agent: Agent, _request: dict[str, Any]) -> list[dict[str, object]]:
+    return agent.names.rows()
 
 
 def _policy_apply(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:

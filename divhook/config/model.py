@@ -131,6 +131,8 @@ class HostConfig(_Model):
     """How hosts find each other."""
     limits: LimitsConfig = LimitsConfig()
     """Rates that one guest or neighbour may cost the agent."""
+    resolvers: tuple[Ipv4, ...] = Field(default=(), max_length=MAX_LIST)
+    """Name servers that the agent asks for DNS names in policies. Without it: those of /etc/resolv.conf."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What goes to the journal."""
 

@@ -199,6 +199,10 @@ class NameBook:
 
     # --- what is known -------------------------------------------------------------------------------------------
 
+    def cells(self) -> list[str]:
+        """Cells that want names."""
+        return list(self._wanted)
+
     def take_changed(self) -> list[str]:
         """Cells whose addresses are others than when this was asked last."""
         changed, self._changed = sorted(self._changed), set()
