@@ -8,6 +8,7 @@ when libvirtd restarts.
 
 import asyncio
 import contextlib
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 import libvirt
+import libvirt_qemu
 
 RETRY_S = 0.5
 KEEPALIVE_S = 5
@@ -42,6 +44,9 @@ class EventKind(Enum):
     DEVICE_ADDED = "device-added"
     DEVICE_REMOVED = "device-removed"
     METADATA_CHANGED = "metadata-changed"
+    QEMU_STOP = "qemu-stop"
+    QEMU_RESUME = "qemu-resume"
+    QEMU_MIGRATION = "qemu-migration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class GuestEvent:
     guest: str = ""
     guest_uuid: str = ""
     detail: int | str = 0
+    at_ns: int = 0  # QEMU's own: nanoseconds of the wall clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,10 @@ _LIFECYCLE = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED: EventKind.STOPPED,
     libvirt.VIR_DOMAIN_EVENT_UNDEFINED: EventKind.UNDEFINED,
 }
+
+
+_QEMU = {"STOP": EventKind.QEMU_STOP, "RESUME": EventKind.QEMU_RESUME, "MIGRATION": EventKind.QEMU_MIGRATION}
+"""QEMU's monitor events: only they have the time of a pause, and they come earlier than libvirt's own."""
 
 
 class LibvirtWatch:
@@ -178,6 +188,9 @@ class LibvirtWatch:
             None, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._device, EventKind.DEVICE_REMOVED
         )
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._metadata, None)
+        for name in _QEMU:
+            with contextlib.suppress(libvirt.libvirtError):  # a driver that is not QEMU's
+                libvirt_qemu.qemuMonitorEventRegister(connection, None, name, self._qemu, None, 0)
         self._start_network(connection)
         self._connection = connection
         self._on_event(GuestEvent(EventKind.CONNECTED))
@@ -202,6 +215,19 @@ class LibvirtWatch:
         kind = _LIFECYCLE.get(event)
         if kind is not None:
             self._on_event(GuestEvent(kind, domain.name(), domain.UUIDString(), detail))
+
+    def _qemu(
+        self, _connection: Any, domain: Any, event: str, seconds: int, micros: int, details: str | None, _opaque: Any
+    ) -> None:
+        kind = _QEMU.get(event)
+        if kind is None:
+            return
+        try:
+            status = str(json.loads(details or "{}").get("status", ""))
+        except (ValueError, AttributeError):
+            status = ""
+        at_ns = seconds * 1_000_000_000 + micros * 1000
+        self._on_event(GuestEvent(kind, domain.name(), domain.UUIDString(), status, at_ns))
 
     def _device(self, _connection: Any, domain: Any, alias: str, kind: EventKind) -> None:
         self._on_event(GuestEvent(kind, domain.name(), domain.UUIDString(), alias))

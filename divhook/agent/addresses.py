@@ -119,6 +119,7 @@ class Addresses:
         if self._discovery.state(nic.address) is not ClaimState.ACTIVE:  # else a restarted agent has taken it up
             reserved = self._registry.find(*nic.key)
             born = reserved.born if reserved is not None and reserved.address == nic.address else 0
+            born = nic.born or born  # handed over
             claim = self._discovery.activate(nic.address, nic.mac, nic.guest_id, nic.identity, born or None, now)
             self.reserve(nic, claim.born)
         self._census.hold(nic.address, nic.guest_id)
@@ -131,14 +132,20 @@ class Addresses:
 
     # ------------------------------------------------------------------ giving it up
 
-    def let_go(self, nic: Nic) -> None:
-        """The NIC's life here has ended. A reservation stays, and is defended."""
+    def handed(self, nic: Nic, address: Address) -> None:
+        """The NIC that comes has this address, whatever was chosen here before that was known."""
+        self._census.cancel(nic.guest_id, self._dataplane.now())
+        nic.address, nic.known = address, True
+        self._census.hold(address, nic.guest_id)
+
+    def let_go(self, nic: Nic, moved: bool = False) -> None:
+        """The NIC's life here has ended; moved: elsewhere it goes on. A reservation stays, and is defended."""
         now = self._dataplane.now()
         self._census.cancel(nic.guest_id, now)
         address = nic.address
         if address is None:
             return
-        self._discovery.withdraw(address, now, gone=nic.phase is Phase.RUNNING)
+        self._discovery.withdraw(address, now, gone=nic.phase is Phase.RUNNING and not moved)
         try:
             self._registry.save_lease(address, None)
             reserved = self._registry.find(*nic.key)

@@ -21,6 +21,7 @@ from divhook.abi.entries import HostEntry
 from divhook.adapters.bpf import bpffs
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import FROM_WIRE, Programs
+from divhook.adapters.handover import Pinned
 from divhook.adapters.libvirt import EventKind, GuestEvent, LibvirtError, LibvirtWatch
 from divhook.adapters.links import BridgeInfo, LinkError, LinkEvent, Links, UplinkInfo
 from divhook.adapters.resolver import Resolver
@@ -32,6 +33,7 @@ from divhook.agent.enforcement import Enforcement
 from divhook.agent.fastpath import FastPath
 from divhook.agent.flow_log import FlowLog
 from divhook.agent.guests import Guests
+from divhook.agent.moves import Moves
 from divhook.agent.names import Names
 from divhook.agent.registry import Registry, RegistryError
 from divhook.agent.topology import topology_of
@@ -46,6 +48,7 @@ from divhook.core.discovery import ClaimChanged, Discovery, Event, Limits
 from divhook.core.endpoint import Endpoint, PortTable
 from divhook.core.identities import IdentityLearned
 from divhook.core.keys import KeyFileError, KeyRing, parse_key_text
+from divhook.core.outputs import ToNewHost
 from divhook.core.pipeline import Pipeline
 from divhook.core.router import Topology
 from divhook.policy.files import POLICIES_DIRECTORY
@@ -161,6 +164,7 @@ class Agent:
         self.programs.attach_uplink(self.uplink.ifindex)
         self._control = ControlServer(self.paths.socket, {"hook": self._hook, **handlers})
         await self._control.start()
+        await self._listen()
         self._rules_watcher = RulesWatcher()
         self._loop.add_reader(self._rules_watcher.fileno(), self._rules_changed)
         self.libvirt.start()
@@ -226,6 +230,23 @@ class Agent:
             self.uplink.mtu,
             self.enforcement,
         )
+        self.moves = self.guests.moves = Moves(
+            self.dataplane, self.dataplane.moves, self.guests, Pinned(keys, host.cluster)
+        )
+
+    async def _listen(self) -> None:
+        """Take hand-overs. A host that cannot is told of; guests that move to it are announced only."""
+        port = self.configuration.host.handover_port
+        address = await self._links.address_of(self.uplink.name)
+        if address is None:
+            log.error(
+                "the uplink %s has no address: no hand-over can come, guests' moves here lose packets", self.uplink.name
+            )
+            return
+        try:
+            await self.moves.listen(address, port)
+        except OSError as error:
+            log.error("no hand-over can come: %s port %d: %s", address, port, error)
 
     async def stop(self) -> None:
         """Stop. Guests' kernel state, rules and programs stay as they are."""
@@ -239,6 +260,8 @@ class Agent:
             self._loop.remove_reader(self._rules_watcher.fileno())
             self._rules_watcher.close()
         self.libvirt.stop()
+        if hasattr(self, "moves"):
+            await self.moves.stop()
         if hasattr(self, "dataplane"):
             self._save_stamp()
             self.dataplane.close()
@@ -281,6 +304,7 @@ class Agent:
             self._loop.call_soon_threadsafe(self._from_libvirt, event)
 
     def _from_libvirt(self, event: GuestEvent) -> None:
+        self.moves.event(event)
         if event.kind in SHOWS_ANOTHER_GUEST or (
             event.kind is EventKind.METADATA_CHANGED and event.detail == domain.NAMESPACE
         ):
@@ -378,6 +402,18 @@ class Agent:
         self.registry.save_identity(event.number, event.encoding)
         forgotten, self.dataplane.pipeline.identities.forgotten = self.dataplane.pipeline.identities.forgotten, []
         self.enforcement.forget(forgotten)
+
+    def on_first_frame(self, port: int) -> None:
+        """A guest that comes in has spoken."""
+        self.guests.first_frame(port)
+
+    def on_moves(self) -> None:
+        """Other hosts are to run guests of ours, perhaps."""
+        self.moves.asked()
+
+    def on_late(self, late: ToNewHost) -> None:
+        """A packet for an endpoint that has moved away."""
+        self.moves.late(late)
 
     def on_lease(self, endpoint: Endpoint, event: LeaseEvent) -> None:
         """A DHCP client did something."""
@@ -525,6 +561,7 @@ class Agent:
         self.configuration = configuration
         self.guests.configure(configuration)
         self.dataplane.replace_keys(keys)
+        self.moves.replace_keys(keys, host.cluster)
         fresh = topology_of(configuration, self.uplink.mtu)
         for nic in self.guests.all():
             if nic.placement.id not in fresh:

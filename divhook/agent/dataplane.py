@@ -25,7 +25,8 @@ from divhook.core.discovery import Event, NeighbourChanged, TentativeObjected, T
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState
 from divhook.core.identities import IdentityLearned
 from divhook.core.keys import KeyRing
-from divhook.core.outputs import Drop, Output, ToGuest, ToWire
+from divhook.core.moves.asking import MoveQuestions
+from divhook.core.outputs import Drop, Output, ToGuest, ToNewHost, ToWire
 from divhook.core.pipeline import Pipeline
 from divhook.core.reasons import DropReason
 from divhook.core.wire.discovery import Message, is_discovery
@@ -74,6 +75,15 @@ class Listener(Protocol):
     def on_lease(self, endpoint: Endpoint, event: LeaseEvent) -> None:
         """Of a DHCP client."""
 
+    def on_first_frame(self, port: int) -> None:
+        """Of a frame from a port whose guest was still to come in: it runs here."""
+
+    def on_moves(self) -> None:
+        """Of other hosts' questions for guests that move there, perhaps."""
+
+    def on_late(self, late: ToNewHost) -> None:
+        """Of a packet for an endpoint that has moved away."""
+
 
 @dataclass(slots=True)
 class Counters:
@@ -112,7 +122,8 @@ class Dataplane:
         self.ifindex_of: dict[int, int] = {}
         self.census = census
         self.flow_log = flow_log or FlowLog()
-        self._talkers: tuple[Talker, ...] = (pipeline.discovery, census, pipeline.identities)
+        self.moves = MoveQuestions(pipeline.pmac, pipeline.plan)
+        self._talkers: tuple[Talker, ...] = (pipeline.discovery, census, pipeline.identities, self.moves)
         self._programs = programs
         self.fastpath = fastpath
         self._uplink = uplink_ifindex
@@ -162,7 +173,19 @@ class Dataplane:
             self.execute(self.pipeline.from_wire_ipv4(hw_source or bytes(6), packet, group, self._now))
         else:
             self.counters.from_guest += 1
+            self._awaken(port)
             self.execute(self.pipeline.from_guest_ipv4(port, packet, group, self._now))
+
+    def _awaken(self, port: int) -> None:
+        """A guest that comes in speaks: it runs here. QEMU's RARP is the first to tell, ahead of libvirt."""
+        endpoint = self.pipeline.ports.port(port)
+        if endpoint is None or endpoint.state is not PortState.INCOMING:
+            return
+        pumping, self._pumping = self._pumping, True  # the caller pumps, once what it reads is read
+        try:
+            self._tell(self._listener.on_first_frame, port)
+        finally:
+            self._pumping = pumping
 
     def _read_queue(self) -> None:
         self._now = self.now()
@@ -189,6 +212,7 @@ class Dataplane:
             self._discovery(frame)
             return
         self.counters.from_guest += 1
+        self._awaken(port)
         ethertype = int.from_bytes(frame[12:14], "big")
         if ethertype == ETHERTYPE_ARP:
             self.execute(self.pipeline.from_guest_arp(port, frame[ETH_HEADER:], self._now))
@@ -249,6 +273,8 @@ class Dataplane:
                     self.counters.send_failed += 1
                 else:
                     self.counters.delivered.setdefault(output.port, Tally()).add(1, len(output.frame))
+            elif isinstance(output, ToNewHost):
+                self._tell(self._listener.on_late, output)
             elif isinstance(output, Drop):
                 self._count(output)
 
@@ -324,6 +350,8 @@ class Dataplane:
         leases, self.pipeline.lease_events = self.pipeline.lease_events, []
         for endpoint, lease in leases:
             self._tell(self._listener.on_lease, endpoint, lease)
+        if self.moves.waiting:
+            self._tell(self._listener.on_moves)
         frames = [
             self.authenticator.seal(message, self._now)
             for talker in self._talkers

@@ -25,6 +25,7 @@ from divhook.agent.addresses import Addresses
 from divhook.agent.control import RequestError
 from divhook.agent.dataplane import Dataplane
 from divhook.agent.enforcement import Enforcement
+from divhook.agent.moves import Moves
 from divhook.agent.nic import Key, Nic, Phase
 from divhook.agent.ports import Ports
 from divhook.agent.registry import Registry, RegistryError
@@ -36,6 +37,8 @@ from divhook.core.census import CensusEvent, Chosen, Confirmed, Lost, Refused
 from divhook.core.dhcp import LeaseChange, LeaseEvent
 from divhook.core.discovery import ClaimState, Event, Fenced, Unfenced
 from divhook.core.endpoint import Endpoint, PortState
+from divhook.core.moves.messages import MAX_TALKERS, Handover
+from divhook.core.wire.discovery import Claim
 from divhook.policy.labels import parse_labels
 
 NEED_PLACE = frozenset(("prepare", "start", "migrate", "restore"))
@@ -76,6 +79,7 @@ class Guests:
             enforcement.on_change = self._policy_changed
         self._nics: dict[Key, Nic] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.moves: Moves | None = None
         self._told: dict[Key, str] = {}  # why a NIC has no network; said once, though tried every 30 s
         self._changed = asyncio.Event()
         self.configure(configuration)
@@ -149,6 +153,8 @@ class Guests:
                 self._nics[nic.key] = nic
                 made.append(nic)
                 self._ask(nic)
+                if incoming and self.moves is not None:
+                    self.moves.expect(nic)
         except BaseException:
             for nic in made:
                 self._forget(nic)
@@ -270,6 +276,9 @@ class Guests:
         self._join()
         if nic.address is not None:  # else lost meanwhile, and another is being chosen
             self._addresses.reserve(nic)
+        if nic.incoming and self.moves is not None:
+            self._take_over(nic)
+            self.moves.port_ready(nic)
 
     async def _answered(self, nic: Nic) -> None:
         """Wait until an address is chosen. Raises RequestError where it is refused, or not chosen in time."""
@@ -297,10 +306,74 @@ class Guests:
                 self._started(nic)
 
     def _started(self, nic: Nic) -> None:
-        nic.started = True
-        nic.incoming = False
+        came, nic.started, nic.incoming = nic.incoming, True, False
         if nic.confirmed or nic.known or nic.fixed:
             self._claim(nic)
+        if came and self.moves is not None:
+            self.moves.runs(nic)
+
+    # ------------------------------------------------------------------ moves
+
+    def first_frame(self, port: int) -> None:
+        """A guest that comes in has spoken."""
+        nic = next((n for n in self._nics.values() if n.port == port), None)
+        if nic is not None:
+            if self.moves is not None:
+                self.moves.first_frame(nic)
+            self.resumed(nic.guest_uuid)
+
+    def moved_out(self, nic: Nic, claim: Claim) -> None:
+        """Another host holds it now: nothing of it stays here but the reservation, and nobody is told GONE."""
+        now = self._dataplane.now()
+        if nic.address == claim.address:
+            self._dataplane.pipeline.discovery.moved_out(claim.address, claim, now)
+            self._dataplane.pipeline.decided.append(claim.address)
+        self._forget(nic)
+        self._dataplane.inject(now, [])
+
+    def stayed(self, nic: Nic, announce: bool) -> None:
+        """A move was given up: the guest is here. announce: it was paused for it."""
+        if announce and self._nics.get(nic.key) is nic and nic.phase is Phase.RUNNING:
+            self._addresses.identify(nic)
+            self._dataplane.inject(self._dataplane.now(), [])
+
+    def handed_over(self, nic: Nic, handover: Handover) -> None:
+        """What the former host says of a NIC that comes: its address, its lease, whom it talks to."""
+        now, claim = self._dataplane.now(), handover.claim
+        self._dataplane.pipeline.discovery.observe(claim)
+        nic.born, nic.lease, nic.carried = claim.born, handover.lease, handover.counters
+        if (
+            nic.placement.address in (None, claim.address)
+            and self._dataplane.pipeline.plan.locate(claim.address) == nic.placement.id
+        ):
+            nic.known = nic.known or nic.address in (None, claim.address)
+            if nic.address != claim.address and nic.phase is Phase.PREPARED:
+                self._addresses.handed(nic, claim.address)
+                self._changed.set()
+        for talker in handover.talkers:
+            mine = self._dataplane.pipeline.ports.at(talker.address) is not None
+            if not mine and self._dataplane.pipeline.discovery.adopt(talker, now):
+                self._dataplane.pipeline.decided.append(talker.address)
+        self._take_over(nic)
+
+    def _take_over(self, nic: Nic) -> None:
+        """Its lease, once there is both lease and port."""
+        if nic.port and nic.lease is not None and nic.address is not None:
+            value, nic.lease = nic.lease, None
+            leases.take_over(self._registry, self._dataplane.pipeline.dhcp, nic, value, self._dataplane.now())
+
+    def handover_of(self, nic: Nic, claim: Claim) -> Handover:
+        """What the next host is to know."""
+        plane, now = self._dataplane, self._dataplane.now()
+        cell = nic.placement.id.cell
+        locate = plane.pipeline.plan.locate
+        own = [c for c in plane.pipeline.discovery.claims() if c.address != claim.address]
+        known = [entry.found.claim for entry in plane.pipeline.discovery.neighbours if entry.found is not None]
+        talkers = [
+            c for c in [*own, *reversed(known)] if (place := locate(c.address)) is not None and place.cell == cell
+        ]
+        lease = leases.of(plane.pipeline.dhcp, nic, now)
+        return Handover(claim, nic.guest, lease, {}, tuple(talkers[:MAX_TALKERS]), (), "")
 
     def _claim(self, nic: Nic) -> None:
         """Take the address; the port passes traffic from here on."""
@@ -352,6 +425,8 @@ class Guests:
             self._relabel(nic, domain, wanted)
             self._heal(nic, paused)
             return
+        if nic is None and paused and self.moves is not None and self.moves.left((domain.uuid, wanted.mac)):
+            return  # it has moved away: libvirt is about to say so
         before = self._port_before(wanted)
         runs = not paused or before in (PortState.ACTIVE, PortState.FENCED)  # else it starts, or comes in, just now
         try:
@@ -447,10 +522,14 @@ class Guests:
         """Nothing stays but the reservation. What the host refuses is told: the rest is done all the same."""
         if self._nics.get(nic.key) is not nic:
             return
-        del self._nics[nic.key]
+        leaves = self.moves is not None and (self.moves.leaves(nic) or self.moves.is_paused(nic.guest_uuid))
+        if self.moves is not None:
+            self.moves.gone(nic)
+        if self._nics.pop(nic.key, None) is None:
+            return  # the last word on its move has done it
         if nic.port:
             self._ports.remove(nic)
-        self._addresses.let_go(nic)
+        self._addresses.let_go(nic, moved=leaves and not nic.incoming)
         self._join_told()
         self._dataplane.inject(self._dataplane.now(), [])
 
@@ -508,6 +587,8 @@ class Guests:
         nic = next((n for n in self._nics.values() if n.address == event.address), None)
         if nic is None or not nic.port:
             return
+        if isinstance(event, Fenced) and self._has_moved(nic, event.owner):
+            return
         if isinstance(event, Fenced) and not nic.fixed and event.owner.guest_id != nic.guest_id:
             log.error(
                 "%s: address %s belongs to another guest (NIC %s) on host %s: choosing another; the guest learns of "
@@ -530,6 +611,18 @@ class Guests:
         else:
             log.warning("%s: free again, %s is active here", nic, address_text(event.address))
             self._activate_port(nic)
+
+    def _has_moved(self, nic: Nic, owner: Claim) -> bool:
+        """A better claim of the same guest, while it moves from here: no rival, but the end of the move."""
+        if owner.guest_id != nic.guest_id or self.moves is None:
+            return False
+        if self.moves.active_elsewhere(nic, owner):
+            return True
+        if self.moves.is_paused(nic.guest_uuid):
+            log.info("%s: moved to host %s, without a hand-over", nic, mac_text(owner.host))
+            self.moved_out(nic, owner)
+            return True
+        return False
 
     def lease_event(self, endpoint: Endpoint, event: LeaseEvent) -> None:
         """A DHCP client did something: keep its lease over restarts; find another address after DECLINE."""

@@ -29,6 +29,23 @@ def restore(registry: Registry, server: DhcpServer, nics: list[Nic], now: float)
     server.restore(leases, now)
 
 
+def of(server: DhcpServer, nic: Nic, now: float) -> dict[str, Any] | None:
+    """A NIC's lease, for the host that it moves to."""
+    lease = next((x for x in server.leases(now) if x.port == nic.port), None)
+    return _saved(lease) if lease is not None else None
+
+
+def take_over(registry: Registry, server: DhcpServer, nic: Nic, value: dict[str, Any], now: float) -> None:
+    """The lease of a NIC that has come, as `of` gave it. One that is malformed is none: the client asks again."""
+    assert nic.address is not None
+    try:
+        lease = _lease(nic, nic.address, value)
+    except (KeyError, TypeError, ValueError):
+        return
+    server.restore([lease], now)
+    registry.save_lease(nic.address, value)
+
+
 def _saved(lease: Lease) -> dict[str, object]:
     return {
         "lease_s": lease.lease_s,

@@ -5,6 +5,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from divhook.config.configuration import Placement
 from divhook.core.addressing import Address, Mac, mac_text
@@ -28,6 +29,7 @@ class Nic:
     fixed: its address is configured. known: it had this address before, and was defended while it did not run.
     started: the guest runs here. confirmed: nobody objected to the address. refusal: why there is none, in words.
     began_s: when its life here began, or was first seen. labels: sorted pairs. identity: what claims say of it.
+    born, lease, carried: handed over by the host that it came from.
     """
 
     guest: str
@@ -48,6 +50,9 @@ class Nic:
     began_s: float = -math.inf
     labels: tuple[tuple[str, str], ...] = ()
     identity: int = 0
+    born: int = 0
+    lease: dict[str, Any] | None = None
+    carried: dict[str, int] = field(default_factory=dict)
     declined_s: deque[float] = field(default_factory=deque)
 
     @property

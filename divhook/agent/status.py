@@ -24,6 +24,7 @@ def handlers(agent: "AgentHolder") -> dict[str, Handler]:
         "neighbors": agent.answer(_neighbors),
         "drops": agent.answer(_drops),
         "leases": agent.answer(_leases),
+        "moves": agent.answer(_moves),
         "groups": agent.answer(_groups),
         "reload": agent.answer(_reload),
         "policy apply": agent.answer(_policy_apply),
@@ -69,6 +70,7 @@ def _status(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
         "rules_restored": agent.rules_restored,
         "policy": _policy(agent),
         "fast_path": _fast_path(agent),
+        "moves": agent.moves.counts(),
         "slow_path": {
             "from_guest": counters.from_guest,
             "from_wire": counters.from_wire,
@@ -194,6 +196,10 @@ def _drops(agent: Agent, request: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda row: (row["port"], row["reason"]))
+
+
+def _moves(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
+    return [record.row() for record in agent.moves.records]
 
 
 def _leases(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ COMMANDS = {
     "schema": "print the JSON schema of the configuration files",
     "status": "show how this host's agent is",
     "endpoints": "list the guest NICs of this host",
+    "moves": "list guests that move from or to this host",
     "neighbors": "list which host holds which address",
     "leases": "list the DHCP leases of this host's guests",
     "groups": "list the multicast groups that this host's guests are in",

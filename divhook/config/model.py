@@ -129,6 +129,8 @@ class HostConfig(_Model):
     """NFQUEUE number for diverted frames."""
     discovery: DiscoveryConfig = DiscoveryConfig()
     """How hosts find each other."""
+    handover_port: int = Field(default=7209, ge=1, le=65535)
+    """TCP port on which other hosts' agents hand over guests that move here; each host tells its own."""
     limits: LimitsConfig = LimitsConfig()
     """Rates that one guest or neighbour may cost the agent."""
     resolvers: tuple[Ipv4, ...] = Field(default=(), max_length=MAX_LIST)

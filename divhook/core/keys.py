@@ -22,6 +22,7 @@ MAX_KEYS = 8
 MAX_KEY_FILE = 16_384
 """Bytes."""
 PURPOSE_DISCOVERY = "divhook discovery v1"
+PURPOSE_HANDOVER = "divhook hand-over v1"
 PURPOSE_FINGERPRINT = "divhook fingerprint v1"
 DEFAULT_CLUSTER = "divhook"
 FORMAT_LINE = "divhook-keys 1"

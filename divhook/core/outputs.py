@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from divhook.core.addressing import Mac
+from divhook.core.addressing import Address, Mac
 from divhook.core.reasons import DropReason
 
 
@@ -19,6 +19,15 @@ class ToGuest:
 
     port: int
     frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ToNewHost:
+    """A late sender's packet, for an endpoint that has moved away: over the hand-over channel. host: who sent it."""
+
+    address: Address
+    host: Mac
+    packet: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,4 +53,4 @@ class LeaveGroup:
     group: Mac
 
 
-Output = ToWire | ToGuest | Drop | JoinGroup | LeaveGroup
+Output = ToWire | ToGuest | ToNewHost | Drop | JoinGroup | LeaveGroup

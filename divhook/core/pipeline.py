@@ -41,7 +41,7 @@ from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
 from divhook.core.group import Groups
 from divhook.core.guard import Guard, Unsure
 from divhook.core.identities import IdentityExchange, IdentityLearned, IdentityMissing
-from divhook.core.outputs import Drop, Output, ToGuest, ToWire
+from divhook.core.outputs import Drop, Output, ToGuest, ToNewHost, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Router, SubnetFacts, Topology
 from divhook.core.validate import Lane, WireFacts
@@ -101,6 +101,7 @@ class Pipeline:
         self.pending_events: list[Event] = []
         self.decided: list[Address] = []  # neighbours that a frame has just been delivered to or from, or told of
         self.hostnames: dict[int, str] = {}
+        self.moved: dict[Address, Mac] = {}  # endpoints that have moved away with a hand-over, and whereto
 
     # ------------------------------------------------------------------ from_guest
 
@@ -370,7 +371,7 @@ class Pipeline:
         if local is None or local.state is PortState.FENCED:
             self.discovery.not_held(host, header.destination, now)  # refers the sender to the owner, where one is known
         if local is None:
-            return DropReason.NOT_LOCAL
+            return self._late(host, header, packet, out)
         if source.cell != local.subnet.cell and self.policies.port(local) is None:
             return DropReason.CELL_DENIED
         if local.state is not PortState.ACTIVE:
@@ -381,6 +382,16 @@ class Pipeline:
         if verdict is Outcome.DELIVER:
             return self._wire_to_guest(host, local, header, packet, now, out)
         return verdict if isinstance(verdict, DropReason) else None
+
+    def _late(self, host: Mac, header: Header, packet: bytes, out: list[Output]) -> DropReason | None:
+        """For nobody here; but for one that has moved away, its new host has the packet from us, and checks it."""
+        there = self.moved.get(header.destination)
+        if there is None:
+            return DropReason.NOT_LOCAL
+        if host in (there, self.pmac):
+            return DropReason.MOVE_RETURNS  # what it sends us for its own endpoint is never sent back
+        out.append(ToNewHost(header.destination, host, packet))
+        return None
 
     def _wire_group(
         self, host: Mac, source: SubnetId, header: Header, packet: bytes, now: float, out: list[Output]

@@ -95,7 +95,6 @@ def test_saved_guest_wakes_with_its_address_and_without_asking_dhcp(
 def test_live_migration_there_and_back_keeps_the_address_and_leaves_nothing(
     lab: Lab, cast: Cast, traveller: LabGuest
 ) -> None:
-    """That no packet is lost is not promised yet: only that the network is there in the end."""
     address = traveller.wait_address()
     for source, target in (("A", "B"), ("B", "A")):
         here, there = lab.host(source), lab.host(target)

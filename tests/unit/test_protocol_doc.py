@@ -17,6 +17,9 @@ from divhook.core import auth, census, keys
 from divhook.core.discovery.claims import CLAIM_TRANSITIONS
 from divhook.core.discovery.limits import Limits
 from divhook.core.discovery.source_check import ROWS
+from divhook.core.moves import asking, source, unread
+from divhook.core.moves import messages as messages_of_moves
+from divhook.core.moves.states import move_states_markdown
 from divhook.core.neighbor import transition_table_markdown
 from divhook.core.reasons import reason_text
 from divhook.core.wire import discovery
@@ -114,6 +117,10 @@ def limits() -> str:
         (auth, set[str]()),
         (census, set[str]()),
         (discovery, {"MAX_PAYLOAD", "BLOCK_HOSTS"}),
+        (messages_of_moves, set[str]()),
+        (source, set[str]()),
+        (unread, set[str]()),
+        (asking, set[str]()),
         (keys, {"MAX_KEYS", "MAX_KEY_FILE"}),
     ):
         place = module.__name__.removeprefix("divhook.core.")
@@ -129,6 +136,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "neighbour states": neighbour_states,
     "source check": source_check,
     "limits": limits,
+    "move states": lambda: move_states_markdown().rstrip(),
 }
 
 

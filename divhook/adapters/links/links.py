@@ -10,7 +10,7 @@ milliseconds of the loop.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -296,6 +296,16 @@ class Links:
         """Describe the uplink. Raises LinkError where that link cannot be one."""
         link = await self.link(name)
         return check_uplink(link, await self.link(link.master) if link.master else None)
+
+    async def address_of(self, name: str) -> IPv4Address | IPv6Address | None:
+        """An address by which other hosts reach this one over the uplink, or over the bridge or bond that it is in."""
+        link = await self.link(name)
+        for ifindex in [link.ifindex, *([link.master] if link.master else [])]:
+            async for message in await self._netlink.get_addr(index=ifindex):
+                address = ip_address(message.get("local") or message.get("address"))
+                if not address.is_link_local and not address.is_loopback:
+                    return address
+        return None
 
     async def disable_lro(self, name: str) -> bool:
         """Switch large receive offload of the uplink off. True if it was on. Raises LinkError."""

@@ -94,6 +94,18 @@ class Discovery:
         """The guest is not here any more. gone: tell all hosts, three times. Unknown addresses are ignored."""
         self._claims.withdraw(address, now, gone)
 
+    def moved_out(self, address: Address, claim: Claim, now: float) -> None:
+        """The guest runs at another host, which says so itself: its claim is believed at once, and ours is given up."""
+        self._claims.withdraw(address, now, gone=False)
+        if self._seam.acceptable(claim):
+            self._seam.stamps.observe(claim.stamp)
+            self._resolver.heard(claim, now, install=True)
+
+    def observe(self, claim: Claim) -> None:
+        """A claim that was handed over: the next stamp of ours is above it."""
+        if self._seam.acceptable(claim):
+            self._seam.stamps.observe(claim.stamp)
+
     def carrier_up(self, now: float) -> None:
         """The uplink has its carrier back: all claims are repeated within a second."""
         self._claims.carrier_up(now)

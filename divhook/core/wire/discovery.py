@@ -36,6 +36,7 @@ class MessageType(IntEnum):
     STALE = 11  # a receiver knows a higher claim: it is in this message
     IDENTITY = 12  # unicast: what does this identity, in the payload, stand for?
     IDENTITY_REPLY = 13  # its encoding in the payload; echoes the nonce
+    MOVE = 14  # multicast: whoever runs this guest id, hand it over to the address in the payload
 
 
 @dataclass(frozen=True, slots=True)
