@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import yaml
+from yaml._yaml import CParser
 from yaml.composer import Composer
 from yaml.parser import Parser
 from yaml.reader import Reader, ReaderError
@@ -26,9 +27,14 @@ MAX_NODES = 200_000
 MAX_DEPTH = 32
 """Nesting, which also ends an alias that contains itself."""
 
+SHALLOW = 64
+"""Nesting, and columns that a line is indented by, up to which text is given to libyaml."""
+
 Path = tuple[str | int, ...]
 """Where a value is: keys and list indices from the root."""
 
+_BRACKETS = re.compile(r"[\[\]{}]")
+_LONG_INDENT = re.compile(rf"^[ \t?:-]{{{SHALLOW},}}", re.MULTILINE)
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -46,8 +52,8 @@ for _name, _pattern, _first in (
     _Resolver.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), _first)
 
 
-class _Composer(Reader, Scanner, Parser, Composer, _Resolver):
-    """Text to node tree; no constructor, so no tag can create an object."""
+class _SlowComposer(Reader, Scanner, Parser, Composer, _Resolver):
+    """Text to node tree; no constructor, so no tag can create an object. Its errors are those that people see."""
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -55,6 +61,43 @@ class _Composer(Reader, Scanner, Parser, Composer, _Resolver):
         Parser.__init__(self)
         Composer.__init__(self)
         _Resolver.__init__(self)
+
+
+class _FastComposer(CParser, _Resolver):
+    """The same by libyaml, ten times as fast. It nests on the C stack: only for text that cannot be deep."""
+
+    def __init__(self, text: str) -> None:
+        CParser.__init__(self, text)
+        _Resolver.__init__(self)
+
+
+def _node_of(text: str) -> yaml.Node | None:
+    """The root of the tree. Raises ReaderError, MarkedYAMLError, RecursionError."""
+    if not _needs_care(text):
+        try:
+            node: yaml.Node | None = _FastComposer(text).get_single_node()
+            return node
+        except (yaml.YAMLError, ValueError):
+            pass  # the other one says it better
+    return _SlowComposer(text).get_single_node()
+
+
+def _needs_care(text: str) -> bool:
+    """Whether the two could differ: tabs, `?` and further documents, which they read in their own ways; nesting.
+
+    Deeper than SHALLOW is what brackets say, quoted ones too, or what a line begins with.
+    """
+    body = text.removeprefix("---\n")
+    if not body.strip() or "---" in body or "\t" in text or "?" in text:
+        return True
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(text):
+        if bracket in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        else:
+            depth -= 1
+    return deepest > SHALLOW or _LONG_INDENT.search(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +135,7 @@ def read_yaml(file: str, content: bytes) -> Document:
     if odd := re.search("[\x85\u2028\u2029]", text):  # line breaks for the parser, for no editor: lines would not agree
         raise ConfigError([_odd_character(file, text, odd.start(), ord(odd.group()))])
     try:
-        node = _Composer(text).get_single_node()
+        node = _node_of(text)
     except ReaderError as error:
         raise ConfigError([_odd_character(file, text, error.position, error.character)]) from None
     except yaml.MarkedYAMLError as error:
