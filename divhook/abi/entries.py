@@ -117,6 +117,7 @@ class PortEntry:
     port_id: 1..65535, what the mark says. address: None until one is assigned; then only DHCP and ARP probes pass.
     router: the subnet's router, to which a client without address may send DHCP. Rates limit what reaches the agent.
     tracked: its flows are kept; it has a table for them. group_rate: of broadcast and multicast, whoever forwards it.
+    shares: map `shared` has addresses that it may take.
     policed: only those flows pass that its record in map `port_policies` lets in; it is tracked, too.
     """
 
@@ -131,6 +132,7 @@ class PortEntry:
     tracked: bool = False
     group_rate: Rate = field(default=PORT_GROUP_RATE)
     policed: bool = False
+    shares: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.port_id <= MAX_PORT:
@@ -151,7 +153,7 @@ class PortEntry:
             packed_address(self.address or ZERO_ADDRESS),
             packed_address(self.router),
             packed_mac(self.vmac),
-            layout.PORT_TRACKED * self.tracked | layout.PORT_POLICED * self.policed,
+            layout.PORT_TRACKED * self.tracked | layout.PORT_POLICED * self.policed | layout.PORT_SHARES * self.shares,
             rates,
         )
 
@@ -171,6 +173,7 @@ class PortEntry:
             bool(raw.flags & layout.PORT_TRACKED),
             Rate.unpack(raw.rates[PortBucket.GROUP]),
             bool(raw.flags & layout.PORT_POLICED),
+            bool(raw.flags & layout.PORT_SHARES),
         )
 
 

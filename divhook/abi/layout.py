@@ -36,6 +36,10 @@ HOST_FASTPATH = 1
 ENDPOINT_USED = 1
 ENDPOINT_HEARD = 2
 PORT_TRACKED = 1
+PORT_SHARES = 4
+MAX_SHARED = 65536
+SHARED_ALLOWED = 1
+SHARED_HELD = 2
 PORT_POLICED = 2
 ENDPOINT_TRACKED = 1
 ENDPOINT_POLICED = 2
@@ -161,6 +165,12 @@ class MacKey(ctypes.Structure):
     """struct mac_key: key of maps `groups` and `peers`"""
 
     _fields_ = (("mac", Mac), ("pad", ctypes.c_uint8 * 2))
+
+
+class SharedKey(ctypes.Structure):
+    """struct shared_key: key of map `shared`"""
+
+    _fields_ = (("port_id", ctypes.c_uint32), ("address_be", Octets4))
 
 
 class DropKey(ctypes.Structure):

@@ -16,6 +16,7 @@ from divhook.adapters.nfqueue import BATCH, DivertQueue
 from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
 from divhook.agent.fastpath import FastPath
 from divhook.agent.flow_log import FlowLog
+from divhook.agent.shared import SharedMaps
 from divhook.agent.traffic import Tally
 from divhook.core.addressing import ALL_HOSTS_GROUP, Mac, SubnetId
 from divhook.core.auth import MAX_PEERS, Authenticator, Opened, Refused
@@ -126,6 +127,7 @@ class Dataplane:
         self._talkers: tuple[Talker, ...] = (pipeline.discovery, census, pipeline.identities, self.moves)
         self._programs = programs
         self.fastpath = fastpath
+        self.shared = SharedMaps(programs, fastpath, pipeline.ports)
         self._uplink = uplink_ifindex
         self._listener = listener
         self._sender = FrameSender()
@@ -331,6 +333,7 @@ class Dataplane:
     def _round(self) -> bool:
         """Whether there was anything."""
         self.execute(self.pipeline.collect(self._now))
+        self._guarded(self.shared.sync)
         events, self.pipeline.pending_events = self.pipeline.pending_events, []
         for event in events:
             if isinstance(event, UnknownHost):

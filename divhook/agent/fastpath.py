@@ -14,7 +14,7 @@ every frame that came to the slow path for a neighbour published within LATE_S, 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
@@ -79,9 +79,18 @@ class FastPath:
             self._published.pop(address, None)
             self._programs.set_endpoint(address, entry)
 
-    def remove_local(self, port_id: int, but: Address | None = None) -> None:
-        """The port holds no address any more, or this one only. Raises BpfError."""
-        for address in [a for a, e in self._local.items() if e.port_id == port_id and a != but]:
+    def share_local(self, address: Address, owner: Address | None) -> None:
+        """The port whose own address is `owner` holds this one, too; None: no port here does. Raises BpfError."""
+        entry = self._local.get(owner) if owner is not None else None
+        if entry is not None:
+            self.set_local(address, entry)
+        elif address in self._local:
+            del self._local[address]
+            self._programs.remove_endpoint(address)
+
+    def remove_local(self, port_id: int, but: Collection[Address] = ()) -> None:
+        """The port holds no address any more, or these only. Raises BpfError."""
+        for address in [a for a, e in self._local.items() if e.port_id == port_id and a not in but]:
             del self._local[address]
             self._programs.remove_endpoint(address)
 

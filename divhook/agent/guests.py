@@ -88,7 +88,7 @@ class Guests:
         """Use these files from now on. Guests that run keep the place they have."""
         self.configuration = configuration
         statics = {e.config.address for e in configuration.endpoints if e.config.address is not None}
-        self._dataplane.census.set_static(statics)
+        self._dataplane.census.set_static(statics | configuration.allowed_addresses())
 
     def all(self) -> list[Nic]:
         """Every NIC, in the order of coming."""

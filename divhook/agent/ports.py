@@ -96,6 +96,7 @@ class Ports:
             mtu=mtu,
             state=state,
             identity=standing.identity,
+            allowed=nic.placement.allowed,
         )
         try:
             pipeline.ports.put(endpoint)
@@ -104,7 +105,8 @@ class Ports:
         pipeline.hostnames[nic.port] = nic.placement.hostname or nic.guest
         self._dataplane.ifindex_of[nic.port] = nic.ifindex
         shown = nic.address if state in (PortState.ACTIVE, PortState.FENCED) else None
-        self._dataplane.fastpath.remove_local(nic.port, but=shown)
+        held = pipeline.ports.port(nic.port).held  # type: ignore[union-attr]
+        self._dataplane.fastpath.remove_local(nic.port, but={shown, *held} - {None})
         self._programs.set_port(nic.ifindex, self._entry(nic, state))
         if shown is not None:
             entry = LocalEndpoint(
@@ -118,6 +120,7 @@ class Ports:
                 identity=standing.identity,
             )
             self._dataplane.fastpath.set_local(shown, entry)
+        self._dataplane.shared.sync()
         if self._enforcement is not None:
             self._enforcement.told_policed(nic)
 
@@ -140,6 +143,7 @@ class Ports:
             group_rate=self._group_rate(nic),
             tracked=policed,
             policed=policed,
+            shares=bool(nic.placement.allowed),
         )
 
     def _group_rate(self, nic: Nic) -> Rate:
@@ -152,6 +156,7 @@ class Ports:
         """Forget the port everywhere. What the kernel refuses is told, and tried again by `keep_true`."""
         self._dataplane.pipeline.ports.remove(nic.port)
         self._dataplane.pipeline.forget_port(nic.port)
+        _told(self._dataplane.shared.sync)
         self._dataplane.forget_port(nic.port)
         self._take_off(nic.ifindex, nic.port)
         self._policed.pop(nic.port, None)
@@ -174,6 +179,7 @@ class Ports:
                 log.warning("%s: the program was missing on %s: attached again", nic, nic.ifname)
                 _told(self._programs.attach_port, ifindex)
         _told(self._dataplane.fastpath.keep_true)
+        _told(self._dataplane.shared.keep_true)
         for ifindex in ports.keys() - wanted.keys():
             self._take_off(ifindex, ports[ifindex].port_id)
 

@@ -164,6 +164,7 @@ struct host_config {
 
 /* port.flags */
 #define PORT_TRACKED 1 /* flows to and from it are kept, in a table of its own in map `flows` */
+#define PORT_SHARES 4 /* it may take addresses besides its own: map `shared` */
 #define PORT_POLICED 2 /* and only those pass that map `port_policies` lets in; tracked, too */
 
 /* Map `ports`: ifindex → port. */
@@ -214,6 +215,16 @@ struct endpoint {
 /* Map `buckets`: port id → the time at which each bucket is full again (virtual scheduling, as in GCRA). */
 struct buckets {
 	__u64 full_at_ns[BUCKETS];
+};
+
+/* Map `shared`: an address that a port may take besides its own → whether it has it. ARP may say that it takes it;
+ * packets pass from those alone that it has. */
+#define MAX_SHARED 65536 /* MAX_PORTS with 16 each */
+#define SHARED_ALLOWED 1
+#define SHARED_HELD 2
+struct shared_key {
+	__u32 port_id;
+	__be32 address_be;
 };
 
 /* Map `groups` and map `peers`: MAC → 1. */

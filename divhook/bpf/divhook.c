@@ -52,6 +52,18 @@ static __always_inline int divert(struct __sk_buff *skb, const struct host_confi
 	return PASS;
 }
 
+/* What a port has to do with an address that is not its own: SHARED_…, or 0 for nothing. */
+static __always_inline __u32 shares(const struct port *port, __be32 address_be)
+{
+	struct shared_key key = {.port_id = port->port_id, .address_be = address_be};
+	const __u32 *found;
+
+	if (!(port->flags & PORT_SHARES))
+		return 0;
+	found = bpf_map_lookup_elem(&shared, &key);
+	return found ? *found : 0;
+}
+
 /* A valid IPv4 packet from a guest. group: its frame went to a group MAC. */
 static __always_inline int guest_packet(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
 					const struct packet *packet, bool group)
@@ -65,7 +77,8 @@ static __always_inline int guest_packet(struct __sk_buff *skb, const struct host
 
 	/* RFC 2131 §4.1, §4.3.2: a DHCP client may have no address yet, or one from before; the agent answers, and no
 	 * frame goes on. Nothing else may speak from 0.0.0.0 (RFC 1122 §3.2.1.3). */
-	if (!(dhcp && to_server) && (!source || source != port->address_be))
+	if (!(dhcp && to_server) &&
+	    (!source || (source != port->address_be && shares(port, source) != SHARED_HELD)))
 		return drop(skb, port->port_id, SPOOF_IPV4);
 	if (!dhcp && packet_touches_dhcp(packet))
 		return drop(skb, port->port_id, ROGUE_DHCP);
@@ -103,6 +116,7 @@ static __always_inline int answer_arp(struct __sk_buff *skb, const struct host_c
 	__u32 bytes = skb->len;
 
 	if (request->op_be != bpf_htons(ARP_REQUEST) || !port->address_be || request->tpa_be == port->address_be ||
+	    request->tpa_be == request->spa_be ||
 	    !same_subnet(host, request->tpa_be, port->address_be))
 		return NOT_KNOWN;
 	if (request->tpa_be == port->router_be) {
@@ -110,7 +124,8 @@ static __always_inline int answer_arp(struct __sk_buff *skb, const struct host_c
 	} else {
 		struct endpoint *endpoint = endpoint_of(request->tpa_be);
 
-		if (!endpoint || endpoint->kind == ENDPOINT_FENCED)
+		if (!endpoint || endpoint->kind == ENDPOINT_FENCED ||
+		    (endpoint->kind == ENDPOINT_LOCAL && endpoint->port_id == port->port_id))
 			return NOT_KNOWN;
 		if (endpoint->kind == ENDPOINT_REMOTE)
 			endpoint_used(endpoint);
@@ -138,14 +153,19 @@ static __noinline int guest_arp(struct __sk_buff *skb, const struct host_config 
 {
 	struct arp arp;
 	enum drop_reason reason = arp_parse_untrusted(skb, frame->l3, &arp, ARP_REQUEST, ARP_REPLY);
+	__u32 known = SHARED_HELD;
 
 	if (reason != VALID)
 		return drop(skb, port->port_id, reason);
 	if (!mac_equal(&arp.sha, &port->vmac))
 		return drop(skb, port->port_id, SPOOF_ARP_SHA);
-	if (arp.spa_be != 0 && arp.spa_be != port->address_be) /* 0: a probe, RFC 5227 §2.1.1 */
-		return drop(skb, port->port_id, SPOOF_ARP_SPA);
-	if (port->state == PORT_ACTIVE && host->flags & HOST_FASTPATH) {
+	if (arp.spa_be != 0 && arp.spa_be != port->address_be) { /* 0: a probe, RFC 5227 §2.1.1 */
+		known = shares(port, arp.spa_be);
+		if (!known)
+			return drop(skb, port->port_id, SPOOF_ARP_SPA);
+	}
+	/* One that takes an address is the agent's. */
+	if (known == SHARED_HELD && port->state == PORT_ACTIVE && host->flags & HOST_FASTPATH) {
 		int verdict = answer_arp(skb, host, port, &arp);
 
 		if (verdict != NOT_KNOWN)

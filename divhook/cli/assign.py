@@ -39,6 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subnet", metavar="SUBNET", help="name or number of the subnet in the cell")
     parser.add_argument("--address", type=_typed(parse_ipv4), metavar="ADDRESS", help="fixed address (default: chosen)")
     parser.add_argument("--hostname", type=_typed(parse_hostname), metavar="NAME", help="host name that DHCP gives")
+    parser.add_argument(
+        "--allow",
+        type=_typed(parse_ipv4),
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="further address that it may take, as VRRP does; may be repeated",
+    )
     parser.add_argument("--mac", type=_typed(parse_guest_mac), metavar="MAC", help="which NIC, where there are several")
     parser.add_argument("--remove", action="store_true", help="take the assignment away")
     parser.add_argument("--print", action="store_true", help="print the metadata XML; contact and change nothing")
@@ -71,7 +79,7 @@ class _Part:
 
 def run(args: argparse.Namespace) -> int:
     """Assign, remove or print. Raises CommandError."""
-    if args.remove and (args.cell or args.subnet or args.address or args.hostname or args.print):
+    if args.remove and (args.cell or args.subnet or args.address or args.hostname or args.allow or args.print):
         raise UsageError("--remove takes the whole assignment away: leave the other options out")
     if not args.remove and not (args.cell and args.subnet):
         raise UsageError("--cell and --subnet are both needed, or --remove")
@@ -82,7 +90,11 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(
             f"the configuration has {len(error.problems)} problems, the first: {first}; see divhook check {args.config}"
         ) from None
-    wanted = None if args.remove else Assignment(args.cell, args.subnet, args.address, args.hostname)
+    wanted = (
+        None
+        if args.remove
+        else Assignment(args.cell, args.subnet, args.address, args.hostname, allowed=tuple(args.allow))
+    )
     try:
         if args.print and wanted is not None:
             _check(configuration, DomainNic(args.mac or bytes(6), assignment=wanted, only=not args.mac), args)

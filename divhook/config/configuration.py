@@ -41,6 +41,7 @@ class Placement:
     """Where one NIC belongs. address, hostname: None where nothing fixes them. source: who says so, for people.
 
     labels: `key=value` joined by commas, as metadata and cell file have them; not looked at yet.
+    allowed: further addresses that it may take.
     """
 
     id: SubnetId
@@ -49,6 +50,7 @@ class Placement:
     hostname: str | None
     source: str
     labels: str = ""
+    allowed: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,10 @@ class Configuration:
         """Addresses that the cell files give away: never to be chosen for another NIC."""
         return {e.config.address: e for e in self.endpoints if e.config.address is not None and e.subnet.id == subnet}
 
+    def allowed_addresses(self) -> set[Address]:
+        """Addresses that cell files let endpoints take from each other: never to be chosen for a NIC."""
+        return {address for e in self.endpoints for address in e.config.allowed_addresses}
+
     def place(self, nic: DomainNic, guest_name: str) -> Placement:
         """Where a guest's NIC belongs. Raises PlacementError, whose text names guest, NIC and remedy."""
         who = f"guest '{guest_name}', NIC {mac_text(nic.mac)}"
@@ -110,12 +116,16 @@ class Configuration:
                     static.config.hostname,
                     static.source,
                     static.config.labels or "",
+                    static.config.allowed_addresses,
                 ),
                 nic,
                 who,
             )
         if static is None:
-            placement = Placement(subnet.id, subnet, wanted.address, wanted.hostname, "metadata", wanted.labels or "")
+            labels = wanted.labels or ""
+            placement = Placement(
+                subnet.id, subnet, wanted.address, wanted.hostname, "metadata", labels, wanted.allowed
+            )
             return self._check(placement, nic, who)
         pairs = [("subnet", str(subnet), str(static.subnet))]
         if wanted.address is not None and static.config.address is not None:
@@ -133,8 +143,9 @@ class Configuration:
         address = wanted.address if wanted.address is not None else static.config.address
         hostname = wanted.hostname if wanted.hostname is not None else static.config.hostname
         source = f"metadata, {static.source}"
-        labels = wanted.labels if wanted.labels is not None else static.config.labels
-        return self._check(Placement(subnet.id, subnet, address, hostname, source, labels or ""), nic, who)
+        labels = (wanted.labels if wanted.labels is not None else static.config.labels) or ""
+        allowed = tuple(dict.fromkeys((*wanted.allowed, *static.config.allowed_addresses)))
+        return self._check(Placement(subnet.id, subnet, address, hostname, source, labels, allowed), nic, who)
 
     def _static(self, nic: DomainNic, guest_name: str, subnet: SubnetConfig | None, who: str) -> StaticEndpoint | None:
         """The cell files' endpoint for a NIC: one that names its MAC, else one that names only the guest.
@@ -163,6 +174,10 @@ class Configuration:
         return by_name[0] if by_name else None
 
     def _check(self, placement: Placement, nic: DomainNic, who: str) -> Placement:
+        for shared in placement.allowed:
+            why = allowed_fault(self.plan, placement.subnet, shared, placement.address, self)
+            if why:
+                raise PlacementError(f"{who}: {why} (by {placement.source}: change its allowed addresses)")
         address = placement.address
         if address is None:
             return placement
@@ -178,6 +193,23 @@ class Configuration:
                 f"{who}: address {text} belongs to {owner} by {holder.source} (choose another, or remove that)"
             )
         return placement
+
+
+def allowed_fault(
+    plan: AddressPlan,
+    subnet: SubnetConfig,
+    address: Address,
+    own: Address | None,
+    configuration: Configuration,
+) -> str:
+    """Why an endpoint of a subnet can't be allowed an address besides its own; empty where it can."""
+    holder = configuration.static_addresses(subnet.id).get(address)
+    if holder is not None:
+        return f"allowed address {address_text(address)} is the fixed address of {holder.source}"
+    if address == own:
+        return f"allowed address {address_text(address)} is its own address already"
+    why = address_fault(plan, subnet, address)
+    return f"allowed {why}" if why else ""
 
 
 def address_fault(plan: AddressPlan, subnet: SubnetConfig, address: Address) -> str:

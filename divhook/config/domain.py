@@ -18,7 +18,14 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
 from divhook.config.problems import did_you_mean
-from divhook.config.values import BadValueError, parse_guest_mac, parse_hostname, parse_ipv4, shown
+from divhook.config.values import (
+    MAX_ALLOWED_ADDRESSES,
+    BadValueError,
+    parse_guest_mac,
+    parse_hostname,
+    parse_ipv4,
+    shown,
+)
 from divhook.core.addressing import Address, Mac, address_text, mac_text
 
 NAMESPACE = "urn:divhook:guest:1"
@@ -30,7 +37,7 @@ MAX_NICS = 64
 MAX_TEXT = 255
 """Any attribute that is read here."""
 
-_ATTRIBUTES = ("mac", "cell", "subnet", "address", "hostname", "labels")
+_ATTRIBUTES = ("mac", "cell", "subnet", "address", "hostname", "labels", "allowed-addresses")
 
 
 class DomainError(ValueError):
@@ -46,6 +53,7 @@ class Assignment:
     address: Address | None = None
     hostname: str | None = None
     labels: str | None = None
+    allowed: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +230,17 @@ def _read_guest(guest: ET.Element) -> list[tuple[Mac | None, Assignment]]:
             parse_ipv4(address) if address is not None else None,
             parse_hostname(hostname) if hostname is not None else None,
             nic.get("labels"),
+            _allowed(nic.get("allowed-addresses", "")),
         )
         found.append((parse_guest_mac(mac) if mac is not None else None, assignment))
     return found
+
+
+def _allowed(text: str) -> tuple[Address, ...]:
+    words = text.replace(",", " ").split()
+    if len(words) > MAX_ALLOWED_ADDRESSES:
+        raise DomainError(f"metadata: {len(words)} `allowed-addresses`: at most {MAX_ALLOWED_ADDRESSES} are supported")
+    return tuple(parse_ipv4(word) for word in words)
 
 
 def _refuse_unknown(element: ET.Element, known: tuple[str, ...]) -> None:
@@ -268,6 +284,7 @@ def guest_element(entries: list[tuple[Mac | None, Assignment]], *, namespaced: b
             "address": address_text(entry.address) if entry.address is not None else None,
             "hostname": entry.hostname,
             "labels": entry.labels,
+            "allowed-addresses": " ".join(map(address_text, entry.allowed)) or None,
         }
         ET.SubElement(guest, f"{prefix}nic", {name: value for name, value in values.items() if value is not None})
     ET.indent(guest)

@@ -10,7 +10,7 @@ from divhook.config.problems import ConfigError, Position, Problem, did_you_mean
 from divhook.config.source import MAX_FILE_BYTES, Document, read_yaml
 from divhook.config.source import Path as Place
 from divhook.config.validate import Model, validate
-from divhook.core.addressing import ZERO_ADDRESS, AddressPlan, SubnetId, address_text, mac_text
+from divhook.core.addressing import ZERO_ADDRESS, Address, AddressPlan, SubnetId, address_text, mac_text
 
 HOST_FILE = "divhook.yaml"
 CELLS_DIRECTORY = "cells"
@@ -103,6 +103,7 @@ class _Loader:
         checks = _CellChecks(self, plan)
         for path, cell in cells:
             checks.check(cell, self.documents[path])
+        checks.shared()
         if self.problems or host is None or plan is None:
             raise ConfigError(self.problems)
         return Configuration(host, plan, tuple(c for _, c in cells), tuple(checks.endpoints), checks.subnets)
@@ -123,6 +124,7 @@ class _CellChecks:
         self.subnets: dict[SubnetId, SubnetConfig] = {}
         self.endpoints: list[StaticEndpoint] = []
         self._seen: dict[object, Position] = {}
+        self._shared: list[tuple[Address, Position]] = []
 
     def check(self, cell: CellConfig, document: Document) -> None:
         plan, problem = self.plan, self.loader.problem
@@ -164,6 +166,24 @@ class _CellChecks:
                 hint = "the next hop must be in the guests' own subnet; without `via` it is the virtual router"
                 self.loader.problem(document.at((*place, index, "via")), why, hint)
 
+    def _allowed(self, subnet: SubnetConfig, endpoint: EndpointConfig, document: Document, place: Place) -> None:
+        for index, address in enumerate(endpoint.allowed_addresses):
+            at = document.at((*place, "allowed_addresses", index))
+            if self.plan is not None and (why := address_fault(self.plan, subnet, address)):
+                self.loader.problem(at, why, _free_range(self.plan, subnet.id))
+            else:
+                self._shared.append((address, at))
+
+    def shared(self) -> None:
+        """No address is one endpoint's own and another's to take."""
+        own = {e.config.address: e for e in self.endpoints if e.config.address is not None}
+        for address, at in self._shared:
+            if address in own:
+                hint = "an address is fixed, or goes from one guest to another: change one of them"
+                self.loader.problem(
+                    at, f"address {address_text(address)} is the fixed one of {own[address].source}", hint
+                )
+
     def _endpoint(self, subnet: SubnetConfig, endpoint: EndpointConfig, document: Document, place: Place) -> None:
         self.endpoints.append(StaticEndpoint(subnet, endpoint, document.at(place)))
         once = self.loader._once
@@ -173,6 +193,7 @@ class _CellChecks:
         else:
             key = ("guest", endpoint.guest, subnet.id)
             once(self._seen, key, document.at((*place, "guest")), f"guest {endpoint.guest!r} in subnet {subnet}")
+        self._allowed(subnet, endpoint, document, place)
         if endpoint.address is None or self.plan is None:
             return
         at = document.at((*place, "address"))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from divhook.config import dhcp_options
 from divhook.config.values import (
+    MAX_ALLOWED_ADDRESSES,
     MAX_LIST,
     MAX_MTU,
     AbsolutePath,
@@ -262,6 +263,8 @@ class EndpointConfig(_Model):
     """Host name that DHCP gives. Without it: the guest's name, where that is a host name."""
     labels: Line | None = None
     """Labels for policies, `key=value` joined by commas, as in `tier=web, env=prod`."""
+    allowed_addresses: tuple[Ipv4, ...] = Field(default=(), max_length=MAX_ALLOWED_ADDRESSES)
+    """Further addresses of the subnet that the guest may take, and others that are allowed them may take from it."""
 
     @model_validator(mode="after")
     def _names_a_nic(self) -> Self:

@@ -21,6 +21,8 @@ MAX_MTU = 3990
 MAX_GROUP_PPS = 10_000_000
 MIN_LEASE_S = 60
 MAX_LEASE_S = 366 * 86400
+MAX_ALLOWED_ADDRESSES = 16
+"""Addresses that one NIC may take besides its own."""
 MAX_LIST = 16
 """Servers, search domains and routes of one subnet: a DHCP message has room for about this much."""
 

@@ -25,6 +25,7 @@ class Endpoint:
     """One guest NIC: (cell, subnet, address, guest MAC), and the port it hangs on.
 
     address is None while no address has been assigned. mtu in bytes of IP packet. identity: what policies know it by.
+    allowed: addresses that it may take besides its own; held: those of them that it has now (PortTable.hold).
     """
 
     port: int
@@ -36,6 +37,12 @@ class Endpoint:
     mtu: int = 1500
     state: PortState = PortState.TENTATIVE
     identity: int = 0
+    allowed: tuple[Address, ...] = ()
+    held: tuple[Address, ...] = ()
+
+    def speaks_from(self, address: Address) -> bool:
+        """Whether its packets may have this source."""
+        return address == self.address or address in self.held
 
     def with_state(self, state: PortState) -> "Endpoint":
         """The same endpoint in another state."""
@@ -48,6 +55,9 @@ class PortTable:
     def __init__(self) -> None:
         self._by_port: dict[int, Endpoint] = {}
         self._by_subnet: dict[SubnetId, dict[int, Endpoint]] = {}
+        self._holder: dict[Address, int] = {}  # of addresses that move between endpoints
+        self.moved: set[int] = set()  # ports that may take other addresses now, or hold others; as `touched`
+        self.unasked: set[int] = set()  # ports that may hold addresses that nobody knows of; as `touched`
         self.touched: set[SubnetId] = set()  # subnets whose ports have changed; whoever acts on that empties it
         self._by_address: dict[Address, Endpoint] = {}
 
@@ -60,6 +70,16 @@ class PortTable:
             if holder is not None and holder.port != endpoint.port:
                 raise ValueError(f"address is held by port {holder.port} ({holder.guest})")
         self.remove(endpoint.port)
+        self._insert(endpoint)
+
+    def _insert(self, endpoint: Endpoint) -> None:
+        """With the addresses that it holds, as far as it still may."""
+        mine = endpoint.allowed if endpoint.state is PortState.ACTIVE else ()
+        held = tuple(address for address in mine if self._holder.get(address) == endpoint.port)
+        endpoint = replace(endpoint, held=held)
+        if endpoint.allowed:
+            self.moved.add(endpoint.port)
+            self.unasked.add(endpoint.port)
         self._by_port[endpoint.port] = endpoint
         self._by_subnet.setdefault(endpoint.subnet, {})[endpoint.port] = endpoint
         self.touched.add(endpoint.subnet)
@@ -75,6 +95,9 @@ class PortTable:
         if not self._by_subnet[old.subnet]:
             del self._by_subnet[old.subnet]
         self.touched.add(old.subnet)
+        if old.allowed:
+            self.moved.add(port)
+            self.unasked.add(port)
         if old.address is not None:
             self._by_address.pop(old.address, None)
         return old
@@ -85,7 +108,25 @@ class PortTable:
 
     def at(self, address: Address) -> Endpoint | None:
         """Local endpoint that holds an address."""
-        return self._by_address.get(address)
+        own = self._by_address.get(address)
+        if own is not None or address not in self._holder:
+            return own
+        holder = self._by_port.get(self._holder[address])
+        return holder if holder is not None and address in holder.held else None
+
+    def hold(self, address: Address, port: int | None) -> None:
+        """An address that moves between endpoints is this port's from now on, or no port's of this host."""
+        before = self._holder.pop(address, None)
+        if port is not None:
+            self._holder[address] = port
+        for each in {before, port} - {None}:
+            endpoint = self._by_port.get(each or 0)
+            if endpoint is not None:
+                self._insert(endpoint)
+
+    def held(self) -> list[tuple[Address, Endpoint | None]]:
+        """Addresses that were taken, and by whom; None where that port is gone, or may not have it any more."""
+        return [(address, self.at(address)) for address in sorted(self._holder)]
 
     def all(self) -> list[Endpoint]:
         """Every endpoint, in port order."""

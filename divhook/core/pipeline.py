@@ -36,6 +36,7 @@ from divhook.core.discovery import (
     SourceConfirmed,
     SourceRefused,
     Unreachable,
+    Yielded,
 )
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
 from divhook.core.group import Groups
@@ -44,6 +45,7 @@ from divhook.core.identities import IdentityExchange, IdentityLearned, IdentityM
 from divhook.core.outputs import Drop, Output, ToGuest, ToNewHost, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Router, SubnetFacts, Topology
+from divhook.core.shared import SharedAddresses, may_be_shared
 from divhook.core.validate import Lane, WireFacts
 from divhook.core.verdict import NoPolicies, Policies
 from divhook.core.wire.arp import ARP_REPLY, ARP_REQUEST, Arp, parse_arp_untrusted
@@ -97,6 +99,7 @@ class Pipeline:
         self.guard = Guard(plan, NoPolicies(), self._identity_of)
         self.identities = IdentityExchange(pmac)
         self.learned: list[IdentityLearned] = []  # to be kept over a restart
+        self.shared = SharedAddresses(plan, ports, discovery)
         self.lease_events: list[tuple[Endpoint, LeaseEvent]] = []
         self.pending_events: list[Event] = []
         self.decided: list[Address] = []  # neighbours that a frame has just been delivered to or from, or told of
@@ -166,7 +169,7 @@ class Pipeline:
 
     def _guest_target(self, endpoint: Endpoint, destination: Address, group: bool) -> SubnetId | DropReason:
         first = destination[0]
-        if first in (0, 127) or first >= 240 or destination == endpoint.address:
+        if first in (0, 127) or first >= 240 or endpoint.speaks_from(destination):
             return DropReason.MARTIAN_DESTINATION
         target = self.plan.locate(destination)
         if group:
@@ -307,11 +310,15 @@ class Pipeline:
             return DropReason.PORT_UNKNOWN
         if arp.sha != endpoint.vmac:
             return DropReason.SPOOF_ARP_SHA
-        if arp.spa not in (endpoint.address, ZERO_ADDRESS):
+        shared = may_be_shared(endpoint, arp)
+        if arp.spa not in (endpoint.address, ZERO_ADDRESS) and not shared:
             return DropReason.SPOOF_ARP_SPA
         if endpoint.state is not PortState.ACTIVE or endpoint.address is None:
             return DropReason.PORT_NOT_ACTIVE
-        if arp.operation != ARP_REQUEST or arp.tpa in (endpoint.address, arp.spa):
+        refused = self.shared.heard(endpoint, arp, now) if shared else None
+        if refused is not None:
+            return refused
+        if arp.operation != ARP_REQUEST or arp.tpa in (endpoint.address, arp.spa, *endpoint.held):
             return DropReason.CONSUMED  # replies, probes and announcements of its own address
         if self.plan.locate(arp.tpa) != endpoint.subnet:
             return DropReason.NO_SUCH_ENDPOINT  # off-link: a router does not answer for others (no proxy ARP)
@@ -467,6 +474,7 @@ class Pipeline:
         """A port is gone: its DHCP state and limits go with it."""
         self.dhcp.forget(port)
         self.router.forget_port(port)
+        self.shared.forget_port(port)
         self.hostnames.pop(port, None)
 
     def collect(self, now: float) -> list[Output]:
@@ -483,6 +491,9 @@ class Pipeline:
             for held in told.items:
                 assert isinstance(held, HeldPacket | HeldWire)
                 self._identified(told, held, now, out)
+        out += self.shared.refresh(now)
+        for event in self.discovery.events():  # of what was given up just now
+            self._event(event, now, out)
         self.groups.members.ports_changed(now)
         out += self.groups.members.outputs()
         return out
@@ -529,6 +540,8 @@ class Pipeline:
             for held in event.items:
                 assert isinstance(held, HeldWire)
                 out.append(Drop(event.reason, PORT_WIRE, held.packet))
+        elif isinstance(event, Yielded):
+            self.shared.yielded(event)
         else:
             self.pending_events.append(event)
 

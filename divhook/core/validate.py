@@ -134,7 +134,7 @@ def guest_ipv4(endpoint: Endpoint, router: Address, header: Header, packet: byte
     # RFC 2131 §4.1, §4.3.2: a DHCP client may have no address yet, or one from before; the agent answers, and no frame
     # goes on. Nothing else may speak from 0.0.0.0 (RFC 1122 §3.2.1.3).
     to_server = header.destination in (LIMITED_BROADCAST, router) and header.destination != ZERO_ADDRESS
-    if not (dhcp and to_server) and (header.source == ZERO_ADDRESS or header.source != endpoint.address):
+    if not (dhcp and to_server) and (header.source == ZERO_ADDRESS or not endpoint.speaks_from(header.source)):
         return DropReason.SPOOF_IPV4
     if dhcp:
         return Lane.DHCP
@@ -145,7 +145,7 @@ def _guest_arp(endpoint: Endpoint, payload: bytes) -> Lane | DropReason:
     arp = parse_arp_untrusted(payload)
     if arp.sha != endpoint.vmac:
         return DropReason.SPOOF_ARP_SHA
-    if arp.spa not in (ZERO_ADDRESS, endpoint.address):  # zero: a probe, RFC 5227 §2.1.1
+    if arp.spa not in (ZERO_ADDRESS, endpoint.address, *endpoint.allowed):  # zero: a probe, RFC 5227 §2.1.1
         return DropReason.SPOOF_ARP_SPA
     return Lane.ARP
 

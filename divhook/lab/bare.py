@@ -24,7 +24,10 @@ NIC = "eth0"
 
 @dataclass(frozen=True, slots=True)
 class BareSpec:
-    """One guest with one NIC. address: None for one that the agent chooses. name: at most 12 characters."""
+    """One guest with one NIC. address: None for one that the agent chooses. name: at most 12 characters.
+
+    allowed: addresses that it may take besides.
+    """
 
     name: str
     host: str
@@ -32,6 +35,7 @@ class BareSpec:
     subnet: str
     address: str | None = None
     labels: str | None = None
+    allowed: tuple[str, ...] = ()
 
     @property
     def mac(self) -> str:
@@ -47,6 +51,8 @@ class BareSpec:
         """The domain, as the test driver takes it."""
         fixed = f" address='{self.address}'" if self.address else ""
         fixed += f" labels='{self.labels}'" if self.labels is not None else ""
+        if self.allowed:
+            fixed += f" allowed-addresses='{' '.join(self.allowed)}'"
         return f"""<domain type='test'><name>{self.name}</name><uuid>{uuid.uuid5(uuid.NAMESPACE_DNS, self.name)}</uuid>
 <metadata><divhook:guest xmlns:divhook='urn:divhook:guest:1'>
 <divhook:nic mac='{self.mac}' cell='{self.cell}' subnet='{self.subnet}'{fixed}/></divhook:guest></metadata>

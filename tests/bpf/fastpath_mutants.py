@@ -95,7 +95,9 @@ MUTANTS = {
     "a broadcast address is another cell's endpoint": guest("&& number && number != host->host_mask_be", "&& number"),
     "CELL_DENIED at the uplink": guest("drop(skb, port->port_id, CELL_DENIED)", "drop(skb, 0, CELL_DENIED)"),
     "a fenced guest is reached": guest("endpoint->kind == ENDPOINT_FENCED ||", ""),
-    "a guest is sent its own": guest("|| destination == port->address_be", ""),
+    "a guest is sent its own": guest(
+        "(endpoint->kind == ENDPOINT_LOCAL && endpoint->port_id == port->port_id)", "false"
+    ),
     "TTL 1 is routed": guest("packet->ttl <= 1", "packet->ttl < 1"),
     "TTL 1 goes nowhere": guest("(routed && packet->ttl <= 1)", "packet->ttl <= 1"),
     "TTL stays": guest("if (routed)\n\t\tttl_decrement(start)", "if (false)\n\t\tttl_decrement(start)"),

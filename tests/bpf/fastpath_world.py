@@ -27,6 +27,7 @@ from divhook.agent.enforcement import Enforcement
 from divhook.agent.fastpath import FastPath
 from divhook.agent.nic import Nic
 from divhook.agent.ports import Ports
+from divhook.agent.shared import SharedMaps
 from divhook.core.addressing import ALL_HOSTS_GROUP, Address, AddressPlan, Mac, SubnetId
 from divhook.core.dhcp import SubnetService
 from divhook.core.discovery import (
@@ -189,6 +190,7 @@ class World:
             ifindex_of=self.ifindex_of,
             forget_port=self.ifindex_of.pop,
             now=lambda: self.now,
+            shared=SharedMaps(self.programs, self.fastpath, self.pipeline.ports),
         )
         limits = SimpleNamespace(
             divert_pps=UNLIMITED.packets_per_s, divert_burst=UNLIMITED.burst_packets, dhcp_pps=UNLIMITED.packets_per_s
@@ -325,7 +327,7 @@ class World:
             return
         self._port_id += self.rng.choice((1, 3))
         subnet = SimpleNamespace(cell=cell_name(place.subnet.cell), name=f"s{place.subnet.subnet}")
-        placement = SimpleNamespace(id=place.subnet, hostname=None, subnet=subnet)
+        placement = SimpleNamespace(id=place.subnet, hostname=None, subnet=subnet, allowed=())
         nic = Nic(place.guest, f"uuid-{place.guest}", placement, place.vmac, fixed=True, address=place.address)  # type: ignore[arg-type]
         nic.port, nic.ifindex = self._port_id, self.rng.choice(free)
         place.nic = nic

@@ -68,7 +68,7 @@ FRAMES = {
 @pytest.fixture
 def known(bench: Bench) -> Bench:
     bench.programs.configure(host_entry(fastpath=True))
-    bench.programs.set_endpoint(BESIDE, LocalEndpoint(OTHER_MAC, bench.port, PORT_ID, 1500))
+    bench.programs.set_endpoint(BESIDE, LocalEndpoint(OTHER_MAC, bench.port, PORT_ID + 1, 1500))
     for address in (SAME, ROUTED):
         bench.programs.set_endpoint(address, RemoteEndpoint(Claim(address, OTHER_MAC, PEER, 1, 1, 1, 1), 1500))
     return bench

@@ -40,6 +40,8 @@ PASSES = {
     "ARP that looks like discovery is a guest's ARP": ethernet(f.arp() + b"\xd1\x7e" + bytes(94), f.ARP),
 }
 
+SHARED = bytes((10, 21, 37, 200))
+
 DROPS = {
     "802.1Q": (f.tag(ethernet(f.ipv4()), 100), R.VLAN_TAGGED),
     "802.1Q, VID 0": (f.tag(ethernet(f.ipv4()), 0), R.VLAN_TAGGED),
@@ -224,3 +226,25 @@ def test_port_id_of_sixteen_bits_arrives_whole_in_the_mark(bench: Bench) -> None
 def test_dropped_frame_keeps_no_mark(bench: Bench) -> None:
     result = bench.programs.test_run(FROM_GUEST, DROPS["IPv6"][0], bench.port, mark=PORT_ID << 16 | 0xD1)
     assert (result.verdict, result.mark) == (DROP, 0)
+
+
+TAKING = ethernet(f.arp(spa=SHARED, tpa=SHARED), f.ARP, destination=f.BROADCAST)
+FROM_SHARED = ethernet(f.ipv4(source=SHARED))
+
+
+def test_arp_may_take_an_allowed_address_and_packets_pass_from_a_held_one_alone(bench: Bench) -> None:
+    bench.programs.set_port(bench.port, port_entry(shares=True))
+    bench.programs.set_shared(PORT_ID + 1, {SHARED: True})
+    for frame, reason in ((TAKING, R.SPOOF_ARP_SPA), (FROM_SHARED, R.SPOOF_IPV4)):
+        bench.guest_dropped(frame, reason)
+    bench.programs.set_shared(PORT_ID, {SHARED: False})
+    bench.guest_diverted(TAKING)
+    bench.guest_dropped(FROM_SHARED, R.SPOOF_IPV4)
+    bench.programs.set_shared(PORT_ID, {SHARED: True})
+    bench.guest_diverted(TAKING)
+    bench.guest_diverted(FROM_SHARED)
+    bench.programs.set_port(bench.port, port_entry())
+    bench.guest_dropped(FROM_SHARED, R.SPOOF_IPV4)
+    for port in (PORT_ID, PORT_ID + 1):
+        bench.programs.set_shared(port, {})
+    assert bench.programs.shared() == {}

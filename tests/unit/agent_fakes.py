@@ -233,6 +233,7 @@ class FakePrograms:
         self.on: dict[int, str] = {UPLINK_IFINDEX: FROM_WIRE}
         self.known: dict[Address, EndpointEntry] = {}
         self.groups: set[Mac] = set()
+        self.shares: dict[int, dict[Address, bool]] = {}
         self.proven: set[Mac] = set()
         self.forgotten: list[int] = []
         self.fail: set[str] = set()
@@ -289,6 +290,13 @@ class FakePrograms:
 
     def endpoint_batches(self) -> Iterator[dict[Address, EndpointEntry]]:
         return iter([dict(self.known)])
+
+    def set_shared(self, port_id: int, addresses: dict[Address, bool]) -> None:
+        self._may("set_shared")
+        self.shares[port_id] = dict(addresses)
+
+    def shared(self) -> dict[int, dict[Address, bool]]:
+        return {port: dict(of) for port, of in self.shares.items() if of}
 
     def set_groups(self, groups: set[Mac]) -> None:
         self._may("set_groups")

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from divhook.config.configuration import Configuration, Placement, PlacementError
-from divhook.config.domain import Assignment, DomainNic
+from divhook.config.domain import Assignment, DomainNic, guest_element, read_assignments
 from divhook.config.load import load
+from divhook.config.problems import ConfigError
 from divhook.core.addressing import SubnetId, parse_address, parse_mac
 
 SHOP = """\
@@ -140,3 +141,40 @@ def test_a_nic_without_a_usable_place_is_refused_by_name(
 def test_a_note_on_the_metadata_is_passed_on(config: Configuration) -> None:
     stray = DomainNic(mac=MAC, note="its metadata speaks of 52:54:00:11:22:34")
     assert "belongs to no cell and subnet; its metadata speaks of 52:54:00:11:22:34 (run" in refusal(config, stray, "g")
+
+
+def allowed(*addresses: str) -> DomainNic:
+    wanted = Assignment("shop", "web", parse_address("10.1.1.7"), allowed=tuple(map(parse_address, addresses)))
+    return DomainNic(mac=MAC, assignment=wanted, only=True)
+
+
+def test_metadata_may_allow_further_addresses_but_no_other_nics(config: Configuration) -> None:
+    assert config.place(allowed("10.1.1.100"), "web1").allowed == (parse_address("10.1.1.100"),)
+    for address, why in (
+        ("10.1.1.7", "allowed address 10.1.1.7 is its own address already"),
+        ("10.1.1.1", "allowed address 10.1.1.1 is the virtual router"),
+        ("10.1.2.9", "allowed address 10.1.2.9 is not in subnet shop/web"),
+        ("10.1.1.255", "allowed address 10.1.1.255 is the network or broadcast address"),
+    ):
+        assert why in refusal(config, allowed(address), "web1")
+
+
+def test_a_cell_file_may_allow_an_address_to_several_but_none_that_is_fixed(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    path = tmp_path / "cells" / "shop.yaml"
+    text = "cell: shop\nnumber: 1\nsubnets: {web: {number: 1}}\nendpoints:\n"
+    text += "".join(f"  - {{guest: {name}, subnet: web, allowed_addresses: [10.1.1.100]}}\n" for name in ("a", "b"))
+    path.write_text(text)
+    config = load(tmp_path)
+    assert config.allowed_addresses() == {parse_address("10.1.1.100")}
+    assert config.place(nic("shop", "web"), "b").allowed == (parse_address("10.1.1.100"),)
+    path.write_text(text + "  - {guest: c, subnet: web, address: 10.1.1.100}\n")
+    with pytest.raises(ConfigError, match=r"address 10.1.1.100 is the fixed one of cells/shop.yaml:7"):
+        load(tmp_path)
+
+
+def test_metadata_keeps_allowed_addresses_as_they_were_written() -> None:
+    wanted = Assignment("shop", "web", allowed=(parse_address("10.1.1.100"), parse_address("10.1.1.101")))
+    xml = guest_element([(MAC, wanted)], namespaced=True)
+    assert 'allowed-addresses="10.1.1.100 10.1.1.101"' in xml
+    assert read_assignments(xml) == [(MAC, wanted)]

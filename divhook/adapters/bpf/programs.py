@@ -13,14 +13,22 @@ network namespace of the calling thread.
 import ctypes
 import os
 import struct
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
 import divhook
 from divhook.abi import layout
-from divhook.abi.entries import EndpointEntry, HostEntry, PortEntry, TrafficCount, packed_mac, unpack_endpoint
+from divhook.abi.entries import (
+    EndpointEntry,
+    HostEntry,
+    PortEntry,
+    TrafficCount,
+    packed_address,
+    packed_mac,
+    unpack_endpoint,
+)
 from divhook.adapters.bpf import syscall, tc, tcx, versions
 from divhook.adapters.bpf.bpffs import is_bpffs
 from divhook.adapters.bpf.carry import carry
@@ -52,6 +60,7 @@ _LAYOUTS: dict[str, tuple[int, type[ctypes.Structure] | type[ctypes.c_uint32]]] 
     "ports": (4, layout.Port),
     "endpoints": (4, layout.Endpoint),
     "buckets": (4, layout.Buckets),
+    "shared": (8, ctypes.c_uint32),
     "groups": (8, ctypes.c_uint32),
     "peers": (8, ctypes.c_uint32),
     "drops": (4, layout.DropCount),
@@ -281,6 +290,26 @@ class Programs:
             table.delete(key)
         for key in wanted - present:
             table.put(key, _PRESENT)
+
+    def set_shared(self, port_id: int, addresses: Mapping[Address, bool]) -> None:
+        """The addresses that a port may take, and which of them it has. Raises BpfError where full."""
+        table = self._maps["shared"]
+        present = {key for key in table.all_keys() if layout.SharedKey.from_buffer_copy(key).port_id == port_id}
+        wanted = {bytes(layout.SharedKey(port_id, packed_address(a))): held for a, held in addresses.items()}
+        for key in present - wanted.keys():
+            table.delete(key)
+        for key, held in wanted.items():
+            table.put(key, _U32.pack(layout.SHARED_HELD if held else layout.SHARED_ALLOWED))
+
+    def shared(self) -> dict[int, dict[Address, bool]]:
+        """What `set_shared` has set, by port id."""
+        found: dict[int, dict[Address, bool]] = {}
+        for raw in self._maps["shared"].all_keys():
+            key, value = layout.SharedKey.from_buffer_copy(raw), self._maps["shared"].get(raw)
+            if value is not None:
+                held = _U32.unpack(value)[0] == layout.SHARED_HELD
+                found.setdefault(key.port_id, {})[bytes(key.address_be)] = held
+        return found
 
     def add_peer(self, pmac: Mac) -> None:
         """An authenticated peer: its frames use the peers' share. The least recently used goes where full."""

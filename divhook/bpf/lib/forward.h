@@ -127,7 +127,8 @@ static __always_inline int forward_from_guest(struct __sk_buff *skb, const struc
 			return drop(skb, port->port_id, CELL_DENIED);
 	}
 	endpoint = endpoint_of(destination);
-	if (!endpoint || endpoint->kind == ENDPOINT_FENCED || destination == port->address_be)
+	if (!endpoint || endpoint->kind == ENDPOINT_FENCED ||
+	    (endpoint->kind == ENDPOINT_LOCAL && endpoint->port_id == port->port_id))
 		return NOT_KNOWN;
 	routed = !same_subnet(host, destination, port->address_be);
 	if ((routed && packet->ttl <= 1) || !fits(skb, packet, endpoint->mtu, &packets))

@@ -33,6 +33,15 @@ struct {
 	__type(value, struct endpoint);
 } endpoints SEC(".maps");
 
+/* Addresses that move between endpoints. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SHARED);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct shared_key);
+	__type(value, __u32);
+} shared SEC(".maps");
+
 /* Fill of the token buckets; apart from `ports`, so that an update of a port does not refill them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -17,6 +17,7 @@ from divhook.core.discovery.events import (
     Unfenced,
     UnknownHost,
     Unreachable,
+    Yielded,
 )
 from divhook.core.discovery.limits import Limits
 from divhook.core.discovery.machine import Discovery
@@ -44,4 +45,5 @@ __all__ = [
     "Unfenced",
     "UnknownHost",
     "Unreachable",
+    "Yielded",
 ]

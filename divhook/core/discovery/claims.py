@@ -9,6 +9,8 @@
             it holds the address          ─▶ FENCED; but where another guest has it and ours was born earlier,
                                              take a stamp above it
             it does not, or is silent     ─▶ take a stamp above it
+    an address that moves between endpoints (`take`): not FENCED, but given up to the higher claim of another host,
+    at its announcement; on hearsay, once that host has said so itself
     FENCED: ask the owner every ten seconds; when it does not hold the address any more ─▶ ACTIVE, with a new stamp
 
 Invariants: no claim before the agent has reconciled; a claim above our own is never fenced on hearsay, only on its
@@ -28,6 +30,7 @@ from divhook.core.discovery.events import (
     TentativeObjected,
     TentativePassed,
     Unfenced,
+    Yielded,
 )
 from divhook.core.discovery.resolve import Resolver
 from divhook.core.discovery.seam import Question, Questions, Seam
@@ -80,6 +83,7 @@ class LocalClaim:
     owner: Claim | None = None  # FENCED: who holds it
     hear_until_s: float = float("-inf")
     left: int = 0
+    shared: bool = False  # it moves between endpoints: whoever takes it last has it, and nobody is fenced
 
     def step(self, event: ClaimEvent) -> None:
         """Move along the table. Raises TransitionError."""
@@ -132,6 +136,20 @@ class Claims:
             if local.state is ClaimState.FENCED:
                 self._seam.events.append(Unfenced(address))
             local.step(event)
+        local.hear_until_s = now + self._limits.hear_s
+        self._renew(local, now)
+        return local.claim
+
+    def take(self, address: Address, vmac: Mac, guest_id: int, identity: int, now: float) -> Claim:
+        """See Discovery.take."""
+        local = self._local.get(address)
+        if local is not None and not local.shared:
+            raise ValueError(f"{address_text(address)} is a guest's own address")
+        if local is not None:
+            del self._local[address]
+            self._remember(Record(local.claim))
+        local = self._local[address] = self._new(address, vmac, guest_id, identity, None, now, ClaimState.ACTIVE)
+        local.shared = True
         local.hear_until_s = now + self._limits.hear_s
         self._renew(local, now)
         return local.claim
@@ -216,6 +234,8 @@ class Claims:
             return False
         elif claim.tentative or claim.order < local.claim.order:
             self._seam.tell(MessageType.STALE, claim.host, claim.address, local.claim, now)
+        elif local.shared:
+            self._yield(local, claim, now)
         else:
             self._verify(local, claim, now)
         return True
@@ -228,7 +248,7 @@ class Claims:
         if local.state is ClaimState.TENTATIVE:
             self._object(local, claim, now)
         elif local.state is ClaimState.ACTIVE and not claim.tentative and claim.order > local.claim.order:
-            just_started = now < local.hear_until_s and claim.guest_id == local.claim.guest_id
+            just_started = now < local.hear_until_s and (local.shared or claim.guest_id == local.claim.guest_id)
             if claim.host == self._seam.pmac or just_started:
                 self._outbid(local, now)
             else:
@@ -376,6 +396,8 @@ class Claims:
             self._unverified(question, now)
         elif rival.order < local.claim.order:
             self._seam.tell(MessageType.STALE, rival.host, rival.address, local.claim, now)
+        elif local.shared:
+            self._yield(local, rival, now)
         elif rival.guest_id == local.claim.guest_id or _older(rival, local.claim):
             self._fence(local, rival, now)
         else:
@@ -386,6 +408,13 @@ class Claims:
         local = self._local[question.address]
         if question.about is not None and question.about.order > local.claim.order:
             self._outbid(local, now)
+
+    def _yield(self, local: LocalClaim, owner: Claim, now: float) -> None:
+        """Another host's guest has taken the address after ours: it goes there from now on."""
+        address = owner.address
+        self.withdraw(address, now, gone=False)
+        self._seam.events.append(Yielded(address, owner))
+        self._resolver.heard(owner, now, install=True)
 
     def _fence(self, local: LocalClaim, owner: Claim, now: float) -> None:
         self._seam.active.pop(owner.address, None)

@@ -78,6 +78,14 @@ class Unfenced:
 
 
 @dataclass(frozen=True, slots=True)
+class Yielded:
+    """An address that moves between endpoints has been taken by one of another host: it is not held here any more."""
+
+    address: Address
+    owner: Claim
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimChanged:
     """A local endpoint has a new claim or fence: save `Discovery.records`."""
 
@@ -123,6 +131,7 @@ Event = (
     | SourceRefused
     | Fenced
     | Unfenced
+    | Yielded
     | ClaimChanged
     | TentativePassed
     | TentativeObjected

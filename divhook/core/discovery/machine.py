@@ -69,6 +69,18 @@ class Discovery:
         """
         return self._claims.activate(address, vmac, guest_id, identity, born, now)
 
+    def take(self, address: Address, vmac: Mac, guest_id: int, identity: int, now: float) -> Claim:
+        """A guest takes an address that moves between endpoints: a new stamp, announced, whoever had it before.
+
+        From then on it is given up (Yielded) as soon as another host announces a higher claim. Raises ValueError where
+        the address is a guest's own.
+        """
+        return self._claims.take(address, vmac, guest_id, identity, now)
+
+    def claim(self, address: Address) -> Claim | None:
+        """The active, unfenced claim of this host on an address."""
+        return self._seam.active.get(address)
+
     def reclaim(self, address: Address, vmac: Mac, guest_id: int, identity: int, now: float) -> Claim:
         """A restarted agent finds the guest running: the restored claim and fence again; a new claim if there is none.
 
