@@ -17,6 +17,9 @@ subnets: TTL-1, from the rmac of the member's subnet. Not forwarded: TTL 1, 224.
 scope of RFC 2365 §6.1. The reverse path is right by the source check, which is by host and not by way. On the wire it
 is one frame still, to the cell's group MAC; the host that delivers it decrements.
 
+Where ports have a policy, each copy is asked about: egress of a sender that is here, ingress of the receiver. The frame
+for the wire is asked about as if it were for an endpoint of the sender's own identity: whom it reaches is not known.
+
 Nobody is told of an error: RFC 1122 §3.2.2 forbids it for what was sent to a group.
 """
 
@@ -35,10 +38,12 @@ from divhook.core.addressing import (
     rmac,
 )
 from divhook.core.endpoint import Endpoint, PortState, PortTable
+from divhook.core.guard import Guard, Unsure
 from divhook.core.igmp import LINK_LOCAL_GROUPS, Memberships, link_address
-from divhook.core.outputs import Output, ToGuest, ToWire
+from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Topology
+from divhook.core.verdict import Relation
 from divhook.core.wire.ipv4 import Header, Protocol, decrement_ttl, fragment
 
 LOCAL_SCOPE = b"\xef\xff"
@@ -58,7 +63,8 @@ def link_destination(address: Address) -> Mac:
 class Groups:
     """Who of this host gets what is sent to all, or to a group."""
 
-    def __init__(self, plan: AddressPlan, pmac: Mac, ports: PortTable, topology: Topology) -> None:
+    def __init__(self, plan: AddressPlan, pmac: Mac, ports: PortTable, topology: Topology, guard: Guard) -> None:
+        self._guard = guard
         self._plan = plan
         self._pmac = pmac
         self._ports = ports
@@ -84,14 +90,38 @@ class Groups:
         if header.total_length > facts.mtu:
             return DropReason.FRAGMENTATION_NEEDED
         routed = self._routed(endpoint.subnet, header)
-        for receiver in self._receivers(endpoint.subnet, header.destination):
-            if receiver.port != endpoint.port:
-                out.append(_copy(receiver, header, endpoint.vmac, packet))
+        copies = [
+            _copy(receiver, header, endpoint.vmac, packet)
+            for receiver in self._receivers(endpoint.subnet, header.destination)
+            if receiver.port != endpoint.port
+        ]
         if routed:
-            out.extend(self._beyond(endpoint.subnet, header, packet))
+            copies.extend(self._beyond(endpoint.subnet, header, packet))
+        out.extend(self._let_through(endpoint, header, packet, copies))
+        if self._guard.check_group(endpoint, header, packet, True, endpoint.identity, Relation.SUBNET) is not None:
+            return DropReason.POLICY_DENIED
         target = cell_group_mac(endpoint.subnet.cell) if routed else group_mac(endpoint.subnet)
         out.append(ToWire(target + self._pmac + b"\x08\x00" + packet))
         return None
+
+    def _let_through(
+        self, sender: Endpoint, header: Header, packet: bytes, copies: Sequence[ToGuest]
+    ) -> Iterator[Output]:
+        """Those copies that the policies of both ends allow; a drop for each of the others."""
+        denied: set[int] = set()
+        for copy in copies:
+            receiver = self._ports.port(copy.port)
+            if receiver is None or receiver.port in denied:
+                continue
+            relation = Relation.SUBNET if receiver.subnet == sender.subnet else Relation.CELL
+            for end, other in ((sender, receiver), (receiver, sender)):
+                verdict = self._guard.check_group(end, header, packet, end is sender, other.identity, relation)
+                if verdict is not None:
+                    denied.add(receiver.port)
+                    yield Drop(_reason(verdict), receiver.port, packet)
+                    break
+            else:
+                yield copy
 
     def asker(self, source: SubnetId, header: Header) -> Endpoint | DropReason:
         """A port that is to get a group frame with a source in a subnet: for it the source is asked for.
@@ -108,15 +138,29 @@ class Groups:
                 return receiver
         return DropReason.NO_MEMBER
 
-    def from_wire(self, source: SubnetId, header: Header, vmac: Mac, packet: bytes) -> Sequence[ToGuest] | DropReason:
-        """The copies for local ports of a group frame whose source has been checked, or why there are none."""
+    def from_wire(
+        self, source: SubnetId, header: Header, vmac: Mac, identity: int, packet: bytes
+    ) -> Sequence[Output] | DropReason | Unsure:
+        """The copies for local ports of a group frame whose source has been checked, or why there are none.
+
+        vmac, identity: the sender's. A drop takes the place of a copy that a port's policy denies.
+        """
         refused = self.asker(source, header)
         if isinstance(refused, DropReason):
             return refused
         near = self._receivers(source, header.destination)
-        out = [_copy(receiver, header, vmac, packet) for receiver in near if header.total_length <= receiver.mtu]
+        copies = [_copy(receiver, header, vmac, packet) for receiver in near if header.total_length <= receiver.mtu]
         if self._routed(source, header):
-            out.extend(self._beyond(source, header, packet))
+            copies.extend(self._beyond(source, header, packet))
+        out: list[Output] = []
+        for copy in copies:
+            receiver = self._ports.port(copy.port)
+            assert receiver is not None
+            relation = Relation.SUBNET if receiver.subnet == source else Relation.CELL
+            verdict = self._guard.check_group(receiver, header, packet, False, identity, relation)
+            if isinstance(verdict, Unsure):
+                return verdict
+            out.append(copy if verdict is None else Drop(verdict, receiver.port, packet))
         return out or DropReason.FRAGMENTATION_NEEDED
 
     def listened(self) -> set[Mac]:
@@ -168,6 +212,10 @@ class Groups:
                 elif not header.dont_fragment:
                     for piece in fragment(forwarded, receiver.mtu):
                         yield _copy(receiver, header, rmac(subnet), piece)
+
+
+def _reason(verdict: DropReason | Unsure) -> DropReason:
+    return verdict if isinstance(verdict, DropReason) else DropReason.IDENTITY_UNKNOWN
 
 
 def _copy(receiver: Endpoint, header: Header, source: Mac, packet: bytes) -> ToGuest:

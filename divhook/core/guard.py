@@ -92,6 +92,27 @@ class Guard:
             return None
         return verdict
 
+    def check_group(
+        self, endpoint: Endpoint, header: Header, packet: bytes, outward: bool, remote_identity: int, relation: Relation
+    ) -> DropReason | Unsure | None:
+        """A packet to a broadcast or multicast address, from (outward) or to an endpoint of this host, by itself.
+
+        It is of no flow, and opens none: an answer is a flow of its own. A later fragment shows no port, and passes
+        where the policy allows every port.
+        """
+        if self.policies.port(endpoint) is None:
+            return None
+        at, port = header.header_length, 0
+        if not header.fragment_offset and header.protocol in (Protocol.TCP, Protocol.UDP):
+            port = int.from_bytes(packet[at + 2 : at + 4], "big")
+        elif not header.fragment_offset and header.protocol == Protocol.ICMP:
+            port = int.from_bytes(packet[at : at + 2], "big")
+        direction = _direction(outward)
+        answer = self.policies.decide(direction, endpoint, relation, remote_identity, header.protocol, port)
+        if answer is None:
+            return Unsure(remote_identity, header.source)
+        return None if answer.allow else DropReason.POLICY_DENIED
+
     def _verdict(self, asked: _Packet, now: float, now_s: float) -> DropReason | Unsure | Judgement:
         """The packet as it is to be noted, or what becomes of it."""
         judged, policy = asked.judged, asked.policy

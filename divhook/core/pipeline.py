@@ -95,8 +95,8 @@ class Pipeline:
         self.discovery = discovery
         self.dhcp = DhcpServer()
         self.router = Router(plan)
-        self.groups = Groups(plan, pmac, ports, topology)
         self.guard = Guard(plan, NoPolicies(), self._identity_of)
+        self.groups = Groups(plan, pmac, ports, topology, self.guard)
         self.identities = IdentityExchange(pmac)
         self.learned: list[IdentityLearned] = []  # to be kept over a restart
         self.shared = SharedAddresses(plan, ports, discovery)
@@ -411,14 +411,18 @@ class Pipeline:
         asker = receiver.address or ZERO_ADDRESS
         verdict = self.discovery.check_source(host, header.source, asker, now, HeldWire(host, packet))
         if verdict is Outcome.DELIVER:
-            return self._wire_to_group(host, header, packet, out)
+            return self._wire_to_group(host, header, packet, now, out)
         return verdict if isinstance(verdict, DropReason) else None
 
-    def _wire_to_group(self, host: Mac, header: Header, packet: bytes, out: list[Output]) -> DropReason | None:
+    def _wire_to_group(
+        self, host: Mac, header: Header, packet: bytes, now: float, out: list[Output]
+    ) -> DropReason | None:
         claim, source = self._claim_of(header.source, host), self.plan.locate(header.source)
         if claim is None or source is None:
             return DropReason.UNVERIFIED
-        copies = self.groups.from_wire(source, header, claim.vmac, packet)
+        copies = self.groups.from_wire(source, header, claim.vmac, claim.identity, packet)
+        if isinstance(copies, Unsure):
+            return self._want(copies, HeldWire(host, packet), now)
         if isinstance(copies, DropReason):
             return copies
         out.extend(copies)
@@ -550,7 +554,7 @@ class Pipeline:
         local = self.ports.at(header.destination)
         reason: DropReason | None
         if validate.is_group_address(self.plan, header.destination):
-            reason = self._wire_to_group(held.host, header, held.packet, out)
+            reason = self._wire_to_group(held.host, header, held.packet, now, out)
         elif local is None:
             reason = DropReason.NOT_LOCAL
         elif local.state is not PortState.ACTIVE:
