@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from divhook.abi.policy_entries import ANY_CELL, port_policy, unpack_port_policy
 from divhook.adapters.bpf.errors import BpfError
@@ -53,6 +54,15 @@ class Standing:
 
     identity: int
     policed: bool
+
+
+class PolicedPort(NamedTuple):
+    """A port at which a policy is enforced."""
+
+    nic: Nic
+    cell: str
+    identity: Identity
+    flows: PortFlows
 
 
 @dataclass(slots=True, eq=False)
@@ -496,6 +506,16 @@ class Enforcement:
         """Whether a policy is enforced at a port."""
         port = self._ports.get(port_id)
         return port is not None and port.flows is not None
+
+    def policed_ports(self) -> list[PolicedPort]:
+        """Those of this host."""
+        ports = self._ports.values()
+        return [PolicedPort(p.nic, p.cell, p.identity, p.flows) for p in ports if p.flows is not None]
+
+    def identities_of(self, cell: str) -> tuple[tuple[Identity, ...], tuple[Identity, ...]]:
+        """What a cell's table knows: of local endpoints, and of remote ends."""
+        found = self._cells.get(cell)
+        return found.table.identities() if found is not None else ((), ())
 
     def cells(self) -> list[str]:
         """Cells whose policy is enforced here."""

@@ -18,11 +18,12 @@ log = logging.getLogger(__name__)
 
 
 class FlowLog:
-    """`recent`: the last events. lost: of the agent's own, above their port's rate; the kernel counts none."""
+    """`recent`: the last events, of all `told`. lost: the agent's own, above the rate of their port."""
 
     def __init__(self) -> None:
         self.recent: deque[FlowEvent] = deque(maxlen=MAX_RECENT)
         self.lost = 0
+        self.told = 0
         self._listeners: list[Listener] = []
         self._buckets: OrderedDict[int, TokenBucket] = OrderedDict()
 
@@ -55,5 +56,6 @@ class FlowLog:
 
     def _tell(self, event: FlowEvent) -> None:
         self.recent.append(event)
+        self.told += 1
         for listener in list(self._listeners):
             listener(event)

@@ -1,11 +1,13 @@
 """What the agent says of itself on the control socket: status, endpoints, neighbours, drops, leases."""
 
+import inspect
 import os
 import time
 from typing import Any
 
 import divhook
 from divhook.adapters.bpf.policy import RULE_PICKED_UP
+from divhook.agent import audit
 from divhook.agent.agent import Agent
 from divhook.agent.control import Handler, RequestError
 from divhook.agent.nic import Nic
@@ -29,6 +31,11 @@ def handlers(agent: "AgentHolder") -> dict[str, Handler]:
         "reload": agent.answer(_reload),
         "policy apply": agent.answer(_policy_apply),
         "policy names": agent.answer(_policy_names),
+        "policy counters": agent.answer(audit.counters),
+        "policy diff": agent.answer(audit.diff),
+        "policy who": agent.answer(audit.who),
+        "flows": agent.answer(audit.flows),
+        "flow log": agent.answer(audit.flow_log),
     }
 
 
@@ -39,12 +46,13 @@ class AgentHolder:
         self.agent: Agent | None = None
 
     def answer(self, function: Any) -> Handler:
-        """A handler that calls function(agent, request)."""
+        """A handler that calls function(agent, request), and awaits what it returns if it is of that kind."""
 
         async def handler(request: dict[str, Any]) -> Any:
             if self.agent is None or not hasattr(self.agent, "guests"):
                 raise RequestError("the agent is still starting")
-            return function(self.agent, request)
+            answer = function(self.agent, request)
+            return await answer if inspect.isawaitable(answer) else answer
 
         return handler
 

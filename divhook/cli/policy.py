@@ -1,4 +1,4 @@
-"""`divhook policy`: check, test and explain policies, offline; have the agent put changed files in force."""
+"""`divhook policy`: check, test and explain policies, offline; compare, and have the agent apply, changed files."""
 
 import argparse
 import dataclasses
@@ -9,14 +9,17 @@ from typing import Any
 
 from divhook.cli.client import add_socket_argument, ask
 from divhook.cli.errors import CommandError, UsageError
+from divhook.cli.flows import end_text
+from divhook.cli.listing import cell, table
 from divhook.config.model import DEFAULT_DIRECTORY
 from divhook.config.problems import ConfigError, Problem
 from divhook.config.values import BadValueError, parse_domain_name, parse_guest_name, parse_name
 from divhook.policy.analyse import warnings
+from divhook.policy.cell import Remote
 from divhook.policy.expectations import read_expectations
 from divhook.policy.explain import End, Explanation, explain, external_end, guest_end, text_of
 from divhook.policy.files import PolicySet, load, load_file
-from divhook.policy.identity import IdentityError, Workload
+from divhook.policy.identity import Identity, IdentityError, Workload
 from divhook.policy.labels import parse_labels
 from divhook.policy.services import Service, parse_service
 
@@ -26,13 +29,17 @@ second by itself; `apply` has it do so now, and answers when the kernel goes by 
 EXAMPLES = """\
 examples:
   divhook policy check                                       problems and warnings, with file, line and column
+  divhook policy diff                                        what the changed files would do, also to flows that live
   divhook policy apply                                       read the files now; answers when they are in force
+  divhook policy counters                                    how often has each rule decided?
   divhook policy test tests/shop.yaml                        do the policies do what their owner expects?
+  divhook policy explain shop-web-1 10.1.2.7 tcp/5432        guests that run
   divhook policy explain shop/web/web-1 shop/db/db-1 tcp/5432
   divhook policy explain shop/web,tier=web 192.0.2.7 udp/dns --why-not
 
-An end of `explain` is CELL/SUBNET[/GUEST][,LABEL=VALUE…] for a guest, which need not exist, or an external address
-or DNS name. docs/policy.md says what the files hold and what decides."""
+An end of `explain` is a guest that this host's agent knows, by name or address; or CELL/SUBNET[/GUEST][,LABEL=VALUE…]
+for a guest, which need not exist; or an external address or DNS name. Both sides are judged by the files of this host.
+docs/policy.md says what the files hold and what decides."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     check.add_argument("--strict", action="store_true", help="warnings are failures, too")
     apply = commands.add_parser("apply", help="have the agent read the files now; done when they are in force")
-    add_socket_argument(apply)
+    apply.add_argument("--check", action="store_true", help="only say what would change, as `diff` does")
+    diff = commands.add_parser("diff", help="say what files would change: rules, and flows that live now")
+    diff.add_argument(
+        "path", nargs="?", type=Path, metavar="PATH",
+        help="a configuration directory with other policies/ (without it: the agent's own, as it is now)",
+    )  # fmt: skip
+    counters = commands.add_parser("counters", help="list rules in force with the flows that each has decided")
+    names = commands.add_parser("names", help="list DNS names of rules, and what they resolve to")
+    for command in (apply, diff, counters, names):
+        add_socket_argument(command)
     test = commands.add_parser("test", help="compare the policies with what a file expects of them")
     test.add_argument("file", type=Path, nargs="+", metavar="FILE", help="files of expectations")
     why = commands.add_parser("explain", help="say which rules decide a flow, and why")
@@ -57,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--config", type=Path, default=Path(DEFAULT_DIRECTORY), metavar="DIR", help=f"({DEFAULT_DIRECTORY})"
         )
-    for command in (check, test, why, apply):
+    add_socket_argument(why)
+    for command in (check, test, why, apply, diff, counters, names):
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
@@ -65,12 +82,54 @@ def run(args: argparse.Namespace) -> int:
     """Run one of them. Returns 0 where all is well (or the flow passes), else 1. Raises CommandError."""
     if args.policy_command == "check":
         return _check(args)
-    if args.policy_command == "apply":
-        return _apply(args)
+    online = {"apply": _apply, "diff": _diff, "counters": _counters, "names": _names}
+    if args.policy_command in online:
+        return online[args.policy_command](args)
     return _test(args) if args.policy_command == "test" else _explain(args)
 
 
+def _diff(args: argparse.Namespace) -> int:
+    path = getattr(args, "path", None)
+    answer = ask(args.socket, "policy diff", directory=str(path.absolute()) if path else None)
+    if args.json:
+        print(json.dumps(answer, indent=2))
+        return 0
+    for rule in answer["rules"]:
+        print(f"{rule['change']} {rule['where']}: {rule['rule']}" if rule["where"] else f"~ {rule['rule']}")
+    for flow in answer["ended"]:
+        ends = f"{end_text(flow, 'source')} → {end_text(flow, 'destination')} {flow['protocol']}"
+        why = flow["rule_place"] or "the default"
+        print(f"ends: {cell(ends)} ({flow['state']}), {flow['direction']} of {cell(flow['guest'])}: {cell(why)}")
+    ended, checked = len(answer["ended"]), answer["flows_checked"]
+    if not answer["rules"]:
+        print("nothing would change")
+    else:
+        print(f"{len(answer['rules'])} changes; {ended} of {checked} flows that live on this host would end")
+    return 0
+
+
+def _counters(args: argparse.Namespace) -> int:
+    rows = ask(args.socket, "policy counters")
+    if args.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(table(rows, ("flows", "where", "rule", "comment")) if rows else "no policy is enforced on this host")
+    return 0
+
+
+def _names(args: argparse.Namespace) -> int:
+    rows = ask(args.socket, "policy names")
+    if args.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        columns = ("cell", "name", "state", "addresses", "problem")
+        print(table(rows, columns) if rows else "no rule on this host has a DNS name")
+    return 0
+
+
 def _apply(args: argparse.Namespace) -> int:
+    if args.check:
+        return _diff(args)
     answer = ask(args.socket, "policy apply")
     if args.json:
         print(json.dumps(answer))
@@ -161,7 +220,7 @@ def _test(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     policies = _policies(args.config)
-    source, destination = _end(args.source, policies), _end(args.destination, policies)
+    source, destination = (_end(text, policies, args.socket) for text in (args.source, args.destination))
     if source.identity is None and destination.identity is None:
         raise UsageError("both ends are external: no policy has a say in that")
     try:
@@ -183,8 +242,13 @@ def _point(service: Service) -> Service:
     return Service(service.protocol, service.low, service.low)
 
 
-def _end(text: str, policies: PolicySet) -> End:
-    """An end of a flow as it is written on the command line. Raises UsageError."""
+def _end(text: str, policies: PolicySet, agent: Path) -> End:
+    """An end of a flow as it is written on the command line: hypothetical, else one that the agent knows.
+
+    Raises UsageError.
+    """
+    if "/" not in text and "," not in text and (running := _running(text, agent)) is not None:
+        return running
     place, _, labels = text.partition(",")
     try:
         if "/" in place:
@@ -207,13 +271,25 @@ def _end(text: str, policies: PolicySet) -> End:
         raise UsageError(str(error)) from None
 
 
+def _running(text: str, agent: Path) -> End | None:
+    """A guest by name or address, as the agent of this host knows it. None where there is no agent, or it does not."""
+    if not agent.exists():
+        return None
+    found = ask(agent, "policy who", end=text)
+    if found is None:
+        return None
+    labels = tuple((str(key), str(value)) for key, value in found["labels"])
+    identity = Identity(str(found["cell"]), labels, tuple(found["exports"]))
+    return End(f"{found['cell']}/{found['subnet']}/{found['name']} on {found['host']}", Remote(identity))
+
+
 def _external(text: str, policies: PolicySet) -> End:
     try:
         address = IPv4Address(text).packed
     except ValueError:
         return external_end(None, (parse_domain_name(text.rstrip(".")).lower(),))
     if policies.configuration is not None and policies.configuration.plan.contains(address):
-        hint = "write CELL/SUBNET/GUEST: a guest is known by who it is, not by its address"
+        hint = "the agent knows no guest there; write CELL/SUBNET/GUEST for one that need not exist"
         raise UsageError(f"{text} is in the virtual address space ({hint})")
     return external_end(address)
 

@@ -210,6 +210,10 @@ class CellTable:
         identity = self._remotes.get(number)
         return self.remove_remote(identity) if identity is not None else Delta()
 
+    def identities(self) -> tuple[tuple[Identity, ...], tuple[Identity, ...]]:
+        """Those that were added: local, remote."""
+        return tuple(self._locals.values()), tuple(self._remotes.values())
+
     def set_names(self, addresses: Mapping[DnsName, Collection[Address]]) -> Delta:
         """What the names of rules resolve to, all of them: a name that is missing resolves to nothing."""
         self._place(self._external.set_names(addresses))

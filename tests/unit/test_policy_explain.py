@@ -121,7 +121,7 @@ def test_hypothetical_guests_have_the_labels_that_are_given(tmp_path: Path, caps
     [
         (["shop/web", "10.1.2.3", "tcp/1"],
          "10.1.2.3 is in the virtual address space "
-         "(write CELL/SUBNET/GUEST: a guest is known by who it is, not by its address)"),
+         "(the agent knows no guest there; write CELL/SUBNET/GUEST for one that need not exist)"),
         (["192.0.2.7", "a.example.net", "tcp/1"], "both ends are external: no policy has a say in that"),
         (["shop/web", "shop/wbe", "tcp/1"], "shop/wbe: cell 'shop' has no subnet 'wbe' (subnets: web, db)"),
         (["shpo/web", "shop/web", "tcp/1"], "shpo/web: cell 'shpo' is not known here"),
