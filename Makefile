@@ -5,7 +5,7 @@ CLANG ?= clang
 BPF_CFLAGS := -O2 -g -Wall -Wextra -Werror -target bpf -mcpu=v3 -I/usr/include/$(shell uname -m)-linux-gnu
 BPF_OBJECTS := $(patsubst %.c,%.o,$(wildcard divhook/bpf/*.c))
 
-.PHONY: all bpf lint format test demo bench upgrade-test differential mutants clean
+.PHONY: all bpf lint format test demo bench bench-move upgrade-test differential mutants clean
 all: bpf
 
 bpf: $(BPF_OBJECTS)
@@ -37,6 +37,11 @@ bench:
 	@scripts/bootstrap --bench
 	@$(MAKE) --no-print-directory bpf
 	@$(PY) -m bench $(if $(QUICK),--quick) $(BENCH)
+
+# A guest moved under traffic, with divhook and on a plain bridge: bench/out/moves.{json,md,svg}. As root.
+# QUICK=1: 6 moves, not 30. BENCH="--only divhook --moves 12"
+bench-move: bpf
+	@$(PY) -m bench.moves $(if $(QUICK),--moves 6) $(BENCH)
 
 # Agents killed, upgraded and downgraded under traffic, and every datagram accounted for: make upgrade-test CYCLES=100
 upgrade-test: bpf

@@ -18,7 +18,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -51,13 +51,13 @@ def cache_directory() -> Path:
     return Path(os.environ.get("DIVHOOK_LAB_CACHE", DEFAULT_CACHE))
 
 
-def build(cache: Path, progress: Callable[[str], None]) -> Image:
-    """The image, from the cache or made now. Raises LabError with what to install."""
+def build(cache: Path, progress: Callable[[str], None], programs: Sequence[Path] = ()) -> Image:
+    """The image, from the cache or made now. programs: static, for /usr/bin. Raises LabError with what to install."""
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / "lock"):
         package = _kernel_package(cache, progress)
         kernel = cache / f"vmlinuz-{package.stem}"
-        userland = _userland()
+        userland = [*_userland(), *((f"usr/bin/{path.name}", 0o755, path.read_bytes()) for path in programs)]
         digest = hashlib.sha256(package.name.encode())
         for name, mode, content in userland:
             digest.update(f"{name} {mode:o} {len(content)} ".encode() + content)

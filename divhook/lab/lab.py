@@ -58,7 +58,8 @@ class Lab:
     """A lab below `directory`. `hosts` counts only when it is brought up; `mode` "plain" is bridges without divhook.
 
     `cells` is a directory of cell files for /etc/divhook/cells, or None for the repository's own; `settings` are
-    further lines for each host's divhook.yaml. As a context manager it is up inside and down after, whatever happens.
+    further lines for each host's divhook.yaml; `programs` are static ones for the guests' /usr/bin. As a context
+    manager it is up inside and down after, whatever happens.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class Lab:
         cells: Path | None = None,
         progress: Callable[[str], None] = quiet,
         settings: str = "",
+        programs: Sequence[Path] = (),
     ) -> None:
         self.directory = (directory or default_directory()).resolve()
         self.mode = mode
         self._cells = cells
         self._settings = settings
+        self._programs = programs
         self._progress = progress
         self._image: image.Image | None = None
         self._held = False
@@ -133,7 +136,7 @@ class Lab:
     def image(self) -> image.Image:
         """What guests boot; built where it is not in the cache."""
         if self._image is None:
-            self._image = image.build(image.cache_directory(), self._progress)
+            self._image = image.build(image.cache_directory(), self._progress, self._programs)
         return self._image
 
     @contextmanager

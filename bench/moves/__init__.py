@@ -1,0 +1,1 @@
+"""Moving guests under traffic: what it costs, with divhook and on a plain bridge."""
