@@ -20,7 +20,8 @@ class Row:
 
     lost: by the network. lost_in_guest: at the receiver's own socket. tap_dropped: of `lost`, those that a tap had no
     room for, of all clients in this move: a guest that gets no processor reads none. downtime_ms: libvirt's, of the
-    guest's pause; pause_ms: the same by QEMU's own events on both hosts. tcp_stall_ms: of a connection that outlives all moves.
+    guest's pause; pause_ms: the same by QEMU's own events on both hosts. tcp_stall_ms: of a connection that
+    outlives all moves.
     """
 
     contender: str
