@@ -129,6 +129,8 @@ class Agent:
         self._reconcile_lock = asyncio.Lock()
         self._reconcile_waits = False
         self._rules_lock = asyncio.Lock()
+        self._policy_lock = asyncio.Lock()
+        self.in_thread: Callable[..., Awaitable[Any]] = asyncio.to_thread
         self._control: ControlServer | None = None
         self._taps: set[int] = set()  # ports of the bridge that have been seen
         self._restoring = False
@@ -533,8 +535,7 @@ class Agent:
         seen = self._file_times()
         if seen != self._files_seen:
             self._files_seen = seen
-            self.reload()
-            await self.reconcile()  # labels in cell files
+            await self.reload_all()
 
     def reload(self) -> str:
         """Read the files again. What is wrong leaves everything as it was, and is said loudly; returns that text.
@@ -568,24 +569,46 @@ class Agent:
                 log.error("%s runs in %s, which the files have no more: until it stops", nic, nic.placement.subnet)
         self._set_topology(fresh)
         log.info("files read: %d cells, %d subnets", len(configuration.cells), len(fresh))
-        try:
-            self.enforcement.apply(configuration)
-        except ConfigError as error:
-            return str(error)
-        self.names.want_all(self.enforcement.names_wanted())
         return ""
 
-    def reconcile_soon(self) -> None:
-        """After a reload: labels in cell files are looked at again."""
-        self._spawn(self.reconcile())
+    async def reload_all(self) -> str:
+        """The same, and the policies. Returns what is wrong with either."""
+        problem = self.reload()
+        await self.reconcile()  # labels in cell files
+        try:
+            await self.apply_policies()
+        except ConfigError as error:
+            problem = problem or str(error)
+        return problem
 
-    def apply_policies(self) -> dict[str, Any]:
-        """Read the policy files, and put them in force before this returns. Raises ConfigError."""
+    def reload_soon(self) -> None:
+        """For a signal."""
+        self._spawn(self._reload())
+
+    async def _reload(self) -> None:
+        await self.reload_all()
+
+    async def apply_policies(self) -> dict[str, Any]:
+        """Read the policy files, and put them in force before this returns. Raises ConfigError: all stays then.
+
+        Files are read in a thread: frames go on meanwhile.
+        """
         begin_s = self._loop.time()
-        changed = self.enforcement.apply()
-        if changed:
-            self._loop.call_soon(lambda: self.names.want_all(self.enforcement.names_wanted()))
-        return {"changed": changed, "ms": round((self._loop.time() - begin_s) * 1e3, 3)}
+        async with self._policy_lock:
+            try:
+                fresh = await self.in_thread(self.enforcement.read, self.configuration)
+            except ConfigError as error:
+                self.enforcement.refuse(error)
+                raise
+            changed = self.enforcement.take(fresh)
+            took_ms = round((self._loop.time() - begin_s) * 1e3, 3)
+            if changed:
+                self._loop.call_soon(self._policies_changed)
+        return {"changed": changed, "ms": took_ms}
+
+    def _policies_changed(self) -> None:
+        self.names.want_all(self.enforcement.names_wanted())
+        self.enforcement.keep()
 
     def _set_topology(self, fresh: Topology) -> None:
         """Use these facts, and the last known ones of subnets that are in use but not in the files any more."""

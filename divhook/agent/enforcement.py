@@ -138,7 +138,7 @@ class Enforcement:
         self.set_clock(0.0)
         try:
             self.policies = self._loader.load(self._directory, configuration)
-            self._keep()
+            self.keep()
         except ConfigError as error:
             self._bad(error)
             try:
@@ -158,15 +158,17 @@ class Enforcement:
         names = {p.stem for p in (self._directory / POLICIES_DIRECTORY).glob("*")}
         return PolicySet({n: CellPolicy(n, defaults={k: Default(False) for k in keys}) for n in names}, configuration)
 
-    def apply(self, configuration: Configuration | None = None) -> int:
-        """Read the files, and put them in force. Returns how many cells changed. Raises ConfigError; all stays then."""
-        if configuration is not None:
-            self._configuration = configuration
-        try:
-            fresh = self._loader.load(self._directory, self._configuration)
-        except ConfigError as error:
-            self._bad(error)
-            raise
+    def read(self, configuration: Configuration) -> PolicySet:
+        """Read the files. Changes nothing, so it may be in a thread, one at a time. Raises ConfigError."""
+        return self._loader.load(self._directory, configuration)
+
+    def refuse(self, error: ConfigError) -> None:
+        """The files have a mistake: all stays as it is, and is told."""
+        self._bad(error)
+
+    def take(self, fresh: PolicySet) -> int:
+        """Put policies in force that were read. Returns how many cells changed."""
+        self._configuration = fresh.configuration or self._configuration
         self.problem = ""
         before, self.policies = self.policies, fresh
         changed = [name for name in {*before.cells, *fresh.cells} if before.cell(name) != fresh.cell(name)]
@@ -174,7 +176,6 @@ class Enforcement:
             self._change_cell(name)
         if changed:
             self.applied += 1
-            self._keep()
             log.info("policies in force: %s changed", ", ".join(sorted(changed)))
         return len(changed)
 
@@ -182,8 +183,8 @@ class Enforcement:
         self.problem = str(error)
         log.error("the policies have a mistake, the last good ones stay in force: %s", error)
 
-    def _keep(self) -> None:
-        """Copy the good files: only those that differ."""
+    def keep(self) -> None:
+        """Copy the files that are in force, as far as they differ: for a start that finds others."""
         source = self._directory / POLICIES_DIRECTORY
         try:
             self._kept.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ async def _serve(paths: Paths, configuration: Configuration) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.ended.set)
-    loop.add_signal_handler(signal.SIGHUP, agent.reload)
+    loop.add_signal_handler(signal.SIGHUP, agent.reload_soon)
     holder.agent = agent
     try:
         await agent.start(handlers(holder))

@@ -110,9 +110,9 @@ def _policy_names(agent: Agent, _request: dict[str, Any]) -> list[dict[str, obje
     return agent.names.rows()
 
 
-def _policy_apply(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
+async def _policy_apply(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
     try:
-        return agent.apply_policies()
+        return await agent.apply_policies()
     except ConfigError as error:
         raise RequestError(f"nothing is changed, the last good policies stay in force:\n{error}") from error
 
@@ -241,9 +241,8 @@ def _groups(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _reload(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
-    problem = agent.reload()
+async def _reload(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
+    problem = await agent.reload_all()
     if problem:
         raise RequestError(problem)
-    agent.reconcile_soon()
     return {"cells": len(agent.configuration.cells)}
