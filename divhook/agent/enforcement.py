@@ -297,6 +297,20 @@ class Enforcement:
             port.pickup_until_s = max(port.pickup_until_s, self.now_s(now) + seconds)
             self._show(cell, port)
 
+    def export_flows(self, port_id: int, within_s: float) -> list[bytes] | None:
+        """Connections of a port that were seen within so long, for its guest's next host; None: not tracked."""
+        port = self._ports.get(port_id)
+        if port is None or port.flows is None:
+            return None
+        return list(port.flows.export(self._programs.flows.now_s(), within_s))
+
+    def take_flows_untrusted(self, port_id: int, exported: bytes) -> int:
+        """What `export_flows` gave at another host; nothing where the port is not tracked here. Raises ValueError."""
+        port = self._ports.get(port_id)
+        if port is None or port.flows is None:
+            return 0
+        return port.flows.merge_untrusted(self._programs.flows.now_s(), exported)
+
     def told_policed(self, nic: Nic) -> None:
         """The port's flags in the kernel are as `admit` said: what it does not need any more goes."""
         port = self._ports.get(nic.port)

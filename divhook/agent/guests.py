@@ -45,6 +45,8 @@ NEED_PLACE = frozenset(("prepare", "start", "migrate", "restore"))
 """Operations that read where a guest belongs."""
 CHOICE_WAIT_S = 1.0
 """The census answers within 40 ms by its own timer; this is for an event loop that is late."""
+PICK_UP_S = 30.0
+"""How long TCP in mid-stream may begin flows at the port of a guest that came without a hand-over of its own."""
 FAULTS = (BpfError, LinkError, OSError, RegistryError)
 """What the host may refuse us; the texts are for a person."""
 NOT_YET = "the agent has not yet learned from libvirt what runs here; try again in a second"
@@ -361,6 +363,19 @@ class Guests:
         if nic.port and nic.lease is not None and nic.address is not None:
             value, nic.lease = nic.lease, None
             leases.take_over(self._registry, self._dataplane.pipeline.dhcp, nic, value, self._dataplane.now())
+
+    def flows_of(self, nic: Nic, within_s: float) -> list[bytes] | None:
+        """Its connections that were seen within so long, as the other host takes them; None: not tracked here."""
+        return self._enforcement.export_flows(nic.port, within_s) if self._enforcement is not None else None
+
+    def take_flows(self, nic: Nic, exported: bytes) -> int:
+        """Connections from the former host. Raises ValueError."""
+        return self._enforcement.take_flows_untrusted(nic.port, exported) if self._enforcement is not None else 0
+
+    def pick_up(self, nic: Nic) -> None:
+        """It came without its connections: take up those in mid-stream that policy allows."""
+        if self._enforcement is not None:
+            self._enforcement.pick_up(nic.port, self._dataplane.now(), PICK_UP_S)
 
     def handover_of(self, nic: Nic, claim: Claim) -> Handover:
         """What the next host is to know."""

@@ -45,6 +45,7 @@ from divhook.core.moves.source import (
     Lost,
     MovedOut,
     SendCommitted,
+    SendFlows,
     SendFrames,
     SourceAction,
     SourceMove,
@@ -70,6 +71,11 @@ SETTLE_S = 0.001
 PAUSE_SLACK_NS = 3_000_000
 """How much earlier than libvirt's SUSPENDED the pause was, where QEMU's own event is missing."""
 SETTLED_STATES = frozenset({"completed", "postcopy-active"})
+FLOWS_PER_MESSAGE = 4096
+"""Connections in one message: some 350 KiB."""
+FLOWS_AGAIN_S = 1.0
+"""Connections that were seen so long before the first telling are told again at the pause."""
+ALL_FLOWS_S = 1e9
 MIGRATED = 3  # VIR_DOMAIN_EVENT_STOPPED_MIGRATED
 
 log = logging.getLogger(__name__)
@@ -99,6 +105,15 @@ class Owner(Protocol):
     def handover_of(self, nic: Nic, claim: Claim) -> Handover:
         """What to say of it to the next host."""
 
+    def flows_of(self, nic: Nic, within_s: float) -> list[bytes] | None:
+        """Its connections that were seen within so long, as the other host takes them; None: not tracked here."""
+
+    def take_flows(self, nic: Nic, exported: bytes) -> int:
+        """Connections from the former host. Raises ValueError."""
+
+    def pick_up(self, nic: Nic) -> None:
+        """It came without its connections: take up those in mid-stream that policy allows."""
+
 
 class Leaving:
     """A NIC that leaves: its machine, the capture of its tap, the channel."""
@@ -112,6 +127,7 @@ class Leaving:
         self.tx = (0, 0)
         self.ended_s = 0.0
         self.used_s = 0.0
+        self.flows_s = 0.0
         self.noted_first = False
 
     def counters(self) -> tuple[int, int]:
@@ -132,6 +148,7 @@ class Coming:
         self.sender: TapSender | None = None
         self.waiting: list[bytes] = []
         self.announced: Claim | None = None
+        self.flows = 0
 
 
 class Moves:
@@ -375,6 +392,8 @@ class Moves:
         for action in actions:
             if isinstance(action, SendFrames):
                 self._send_frames(leaving, [frame.data for frame in action.frames])
+            elif isinstance(action, SendFlows):
+                self._send_flows(leaving, action.changed)
             elif isinstance(action, SendCommitted):
                 self._say(leaving.channel, MoveMessage.COMMITTED)
             elif isinstance(action, MovedOut):
@@ -389,6 +408,17 @@ class Moves:
                 self._say(leaving.channel, MoveMessage.ABANDONED)
                 self._close_source(leaving)
                 self._owner.stayed(leaving.nic, action.announce)
+
+    def _send_flows(self, leaving: Leaving, changed: bool) -> None:
+        now = self._loop.time()
+        within_s = now - leaving.flows_s + FLOWS_AGAIN_S if changed else ALL_FLOWS_S
+        leaving.flows_s = now
+        flows = self._owner.flows_of(leaving.nic, within_s)
+        if leaving.channel is None or flows is None:
+            return
+        leaving.record.note(f"{'changed' if changed else 'all'} connections: {len(flows)}")
+        for first in range(0, len(flows), FLOWS_PER_MESSAGE):
+            leaving.channel.send(emit(MoveMessage.FLOWS, b"".join(flows[first : first + FLOWS_PER_MESSAGE])))
 
     def _send_frames(self, leaving: Leaving, frames: list[bytes]) -> None:
         if not leaving.noted_first:
@@ -507,6 +537,8 @@ class Moves:
         if not coming.move.handed:
             coming.record.note("without a hand-over")
             log.warning("%s: came without a hand-over; what was sent to it during its pause is lost", nic)
+        if not coming.flows:
+            self._owner.pick_up(nic)
         coming.move.step(DestinationEvent.RUNS)
         if coming.channel is not None and coming.announced is not None:
             coming.channel.send(emit(MoveMessage.ACTIVE, json.dumps(claim_to_json(coming.announced)).encode()))
@@ -582,6 +614,11 @@ class Moves:
         coming = held[0]
         if kind is MoveMessage.FRAMES:
             self._deliver(coming, parse_frames_untrusted(body))
+        elif kind is MoveMessage.FLOWS:
+            try:
+                coming.flows += self._owner.take_flows(coming.nic, body)
+            except ValueError as error:
+                raise MoveMessageError(str(error)) from None
         elif kind is MoveMessage.LATE:
             host, packet = late_untrusted(body)
             coming.record.late += 1

@@ -176,3 +176,41 @@ def test_full_table_keeps_what_is_in_use(flows: FlowBench) -> None:
         assert flows.run(tcp(WEB, FAR, 6000 + number, 22, SYN)).flows == (NEW, 0)
         if number % 16 == 0:
             assert flows.run(tcp(FAR, WEB, 22, 5000, ACK)).flows == (0, REPLY)
+
+
+def test_flows_that_move_to_another_port_are_the_same_there_and_their_replies_pass(flows: FlowBench) -> None:
+    flows.check(tcp(WEB, FAR, 5000, 22, SYN))
+    flows.check(tcp(FAR, WEB, 22, 5000, SYN | ACK))
+    now_s = flows.programs.flows.now_s()
+    exported = list(flows.tables[WEB].export(now_s, 1e9))
+    assert list(flows.tables[WEB].export(now_s + 100, 50)) == []
+    (key,) = entries(flows.tables[WEB])
+    before = entries(flows.tables[WEB])[key]
+    flows.tables[WEB].delete(key)
+    assert flows.tables[WEB].merge_untrusted(now_s, b"".join(exported)) == 1
+    after = entries(flows.tables[WEB])[key]
+    assert isinstance(before, Flow)
+    assert isinstance(after, Flow)
+    assert (after.tcp, after.counts, after.opened_by_high, after.answered, after.epoch) == (
+        before.tcp,
+        before.counts,
+        before.opened_by_high,
+        before.answered,
+        0,
+    )
+    assert abs(after.seen_s - before.seen_s) < SLACK_S
+    assert REPLY in flows.run(tcp(FAR, WEB, 22, 5000, ACK)).flows
+
+
+def test_a_flow_that_was_seen_later_here_is_not_set_back_and_nonsense_is_refused(flows: FlowBench) -> None:
+    flows.check(tcp(WEB, FAR, 5000, 22, SYN))
+    now_s = flows.programs.flows.now_s()
+    (exported,) = flows.tables[WEB].export(now_s, 1e9)
+    flows.check(tcp(FAR, WEB, 22, 5000, SYN | ACK))
+    (here,) = entries(flows.tables[WEB]).values()
+    flows.tables[WEB].merge_untrusted(now_s - 10, exported)
+    assert list(entries(flows.tables[WEB]).values()) == [here]
+    kind_at = 8 + 13
+    for bad in (exported[:-1], exported[:kind_at] + b"\xee" + exported[kind_at + 1 :]):
+        with pytest.raises(ValueError):
+            flows.tables[WEB].merge_untrusted(now_s, bad)

@@ -4,7 +4,7 @@ import pytest
 
 from divhook.core.addressing import parse_address, parse_mac
 from divhook.core.moves.destination import DestinationMove
-from divhook.core.moves.source import Lost, MovedOut, SendCommitted, SendFrames, SourceMove, Stayed, knows
+from divhook.core.moves.source import Lost, MovedOut, SendCommitted, SendFlows, SendFrames, SourceMove, Stayed, knows
 from divhook.core.moves.states import (
     DESTINATION_ENDS,
     DestinationEvent,
@@ -22,6 +22,7 @@ PEER, OWN = parse_mac("06:00:00:00:00:0b"), parse_mac("06:00:00:00:00:0a")
 CLAIM = Claim(parse_address("10.1.1.5"), parse_mac("52:54:00:00:00:01"), OWN, 100, 50, 7, 9)
 THERE = Claim(CLAIM.address, CLAIM.vmac, PEER, 101, 50, 7, 9)
 STOP_NS = 1_000_000_000
+ALL, CHANGED = SendFlows(changed=False), SendFlows(changed=True)
 
 
 def frame(number: int) -> Delivered:
@@ -33,7 +34,7 @@ def move(*, ready: bool = True) -> SourceMove:
     made.unread = Unread(0, 0)
     if ready:
         made.on_linked()
-        assert made.on_ready(0) == []
+        assert made.on_ready(0) == [SendFlows(changed=False)]
     return made
 
 
@@ -42,7 +43,7 @@ def test_frames_of_the_pause_are_sent_once_qemu_is_settled_then_live_ones_then_t
     assert m.on_frame(frame(-5000)) == []
     m.on_paused(STOP_NS, 0)
     assert m.on_frame(frame(1)) == m.on_frame(frame(2)) == []
-    assert m.on_settled(2) == [SendFrames((frame(1), frame(2)))]
+    assert m.on_settled(2) == [CHANGED, SendFrames((frame(1), frame(2)))]
     assert m.on_frame(frame(3)) == [SendFrames((frame(3),))]
     assert m.on_active(THERE, 2) == [MovedOut(THERE)]
     assert m.on_frame(frame(4)) == [SendFrames((frame(4),))]
@@ -56,7 +57,7 @@ def test_an_unread_frame_from_before_the_pause_goes_first() -> None:
     m.on_frame(frame(-9))
     m.on_paused(STOP_NS, 0)
     m.on_frame(frame(1))
-    assert m.on_settled(1) == [SendFrames((frame(-9), frame(1)))]
+    assert m.on_settled(1) == [CHANGED, SendFrames((frame(-9), frame(1)))]
     assert m.unread_at_pause == 1
 
 
@@ -65,7 +66,7 @@ def test_a_second_telling_of_the_pause_changes_nothing() -> None:
     m.on_paused(STOP_NS, 0)
     m.on_paused(STOP_NS + 10, 0)
     m.on_frame(frame(1))
-    assert m.on_settled(1) == [SendFrames((frame(1),))]
+    assert m.on_settled(1) == [CHANGED, SendFrames((frame(1),))]
 
 
 def test_copies_wait_until_the_destination_is_ready() -> None:
@@ -74,7 +75,7 @@ def test_copies_wait_until_the_destination_is_ready() -> None:
     m.on_frame(frame(1))
     assert m.on_settled(1) == []
     m.on_linked()
-    assert m.on_ready(1) == [SendFrames((frame(1),))]
+    assert m.on_ready(1) == [ALL, CHANGED, SendFrames((frame(1),))]
     assert m.state is SourceState.COPYING
 
 
@@ -82,14 +83,14 @@ def test_what_was_not_settled_yet_is_sent_when_the_destination_claims() -> None:
     m = move()
     m.on_paused(STOP_NS, 0)
     m.on_frame(frame(1))
-    assert m.on_active(THERE, 1) == [SendFrames((frame(1),)), MovedOut(THERE)]
+    assert m.on_active(THERE, 1) == [CHANGED, SendFrames((frame(1),)), MovedOut(THERE)]
 
 
 def test_the_end_of_the_guest_here_tells_the_destination_what_it_missed() -> None:
     m = move()
     m.on_paused(STOP_NS, 0)
     m.on_frame(frame(1))
-    assert m.on_ended(1) == [SendFrames((frame(1),)), SendCommitted()]
+    assert m.on_ended(1) == [CHANGED, SendFrames((frame(1),)), SendCommitted()]
 
 
 @pytest.mark.parametrize("settled", [False, True])
@@ -141,11 +142,11 @@ def test_frames_past_the_ring_and_doubtful_ones_are_counted() -> None:
     assert m.unread is not None
     m.on_paused(STOP_NS, 0)
     m.unread.missed(2)
-    assert m.on_settled(5) == [Lost(DropReason.MOVE_COPY_OVERFLOW, 2)]
+    assert m.on_settled(5) == [CHANGED, Lost(DropReason.MOVE_COPY_OVERFLOW, 2)]
     n = move()
     n.on_frame(frame(-1))
     n.on_paused(STOP_NS, 0)
-    assert n.on_settled(1) == [Lost(DropReason.MOVE_DOUBTFUL, 1)]
+    assert n.on_settled(1) == [CHANGED, Lost(DropReason.MOVE_DOUBTFUL, 1)]
 
 
 def test_a_tap_that_cannot_be_watched_costs_its_frames_and_no_more() -> None:
@@ -153,7 +154,7 @@ def test_a_tap_that_cannot_be_watched_costs_its_frames_and_no_more() -> None:
     m.on_linked()
     m.on_ready(0)
     m.on_paused(STOP_NS, 0)
-    assert (m.on_frame(frame(1)), m.on_settled(0), m.on_active(THERE, 0)) == ([], [], [MovedOut(THERE)])
+    assert (m.on_frame(frame(1)), m.on_settled(0), m.on_active(THERE, 0)) == ([], [CHANGED], [MovedOut(THERE)])
     assert m.on_resumed() == [Stayed(announce=True)]
 
 

@@ -29,7 +29,11 @@ LRU_HASH = 9
 """BPF_MAP_TYPE_LRU_HASH"""
 
 _U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
 _KEY_LENGTH, _VALUE_LENGTH = ctypes.sizeof(layout.FlowKey), ctypes.sizeof(layout.Flow)
+_EPOCH_AT = layout.Flow.epoch.offset
+EXPORTED = _KEY_LENGTH + _VALUE_LENGTH
+"""Bytes of one flow between hosts: age in ms (64, host order: hosts are little-endian x86-64), key, the rest of it."""
 
 
 def kernel_ticks_per_s() -> int:
@@ -73,6 +77,40 @@ class PortFlows:
             for raw_key, raw in batch:
                 key = unpack_flow_key(raw_key)
                 yield key, unpack_flow(key, raw, self._ticks_per_s)
+
+    def export(self, now_s: float, within_s: float) -> Iterator[bytes]:
+        """Entries that were seen within so long, for another host: EXPORTED bytes each, with an age in place of a time.
+
+        They are not told from dead ones: the other host does that by the age, as this one would.
+        """
+        now = round(now_s * self._ticks_per_s)
+        for batch in self._table.batches():
+            for key, raw in batch:
+                age_ms = max(0, now - _U64.unpack_from(raw)[0]) * 1000 // self._ticks_per_s
+                if age_ms <= within_s * 1000:
+                    yield _U64.pack(age_ms) + key + raw[_U64.size :]
+
+    def merge_untrusted(self, now_s: float, exported: bytes) -> int:
+        """Take what `export` gave, in whatever order: an entry that was seen later here stays. Returns how many came.
+
+        Epochs are this host's own business: its policy is asked about each flow once more. Raises ValueError.
+        """
+        count, rest = divmod(len(exported), EXPORTED)
+        if rest:
+            raise ValueError(f"{len(exported)} bytes of flows are no whole number of them")
+        now = round(now_s * self._ticks_per_s)
+        for at in range(0, len(exported), EXPORTED):
+            key = exported[at + _U64.size : at + _U64.size + _KEY_LENGTH]
+            value = exported[at + _U64.size + _KEY_LENGTH : at + EXPORTED]
+            age_ms = _U64.unpack_from(exported, at)[0]
+            unpack_flow(unpack_flow_key(key), bytes(_U64.size) + value, self._ticks_per_s)  # else ValueError
+            seen = max(0, now - age_ms * self._ticks_per_s // 1000)
+            known = self._table.get(key)
+            if known is None or _U64.unpack_from(known)[0] < seen:
+                raw = bytearray(_U64.pack(seen) + value)
+                raw[_EPOCH_AT : _EPOCH_AT + 4] = bytes(4)
+                self._table.put(key, bytes(raw))
+        return count
 
     def close(self) -> None:
         """Give up the descriptor."""

@@ -30,6 +30,13 @@ class SendFrames:
 
 
 @dataclass(frozen=True, slots=True)
+class SendFlows:
+    """States of connections, ahead of the first copy. changed: those that changed since the last time; else all."""
+
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SendCommitted:
     """Tell the destination that libvirt has committed: the guest's QEMU is gone here."""
 
@@ -56,7 +63,7 @@ class Lost:
     frames: int
 
 
-SourceAction = SendFrames | SendCommitted | MovedOut | Stayed | Lost
+SourceAction = SendFrames | SendFlows | SendCommitted | MovedOut | Stayed | Lost
 
 
 class SourceMove:
@@ -86,7 +93,7 @@ class SourceMove:
     def on_ready(self, tx_packets: int) -> list[SourceAction]:
         """The destination's port can queue frames."""
         self._step(SourceEvent.READY)
-        return self.on_settled(tx_packets) if self._settled else []
+        return [SendFlows(changed=False), *(self.on_settled(tx_packets) if self._settled else [])]
 
     def on_frame(self, frame: Delivered) -> list[SourceAction]:
         """A frame was sent into the guest's tap."""
@@ -169,11 +176,11 @@ class SourceMove:
 
     def _flush(self, tx_packets: int) -> list[SourceAction]:
         unread = self.unread
+        actions: list[SourceAction] = [SendFlows(changed=True)] if self.linked else []
         if unread is None:
-            return []
+            return actions
         frames = tuple(unread.unseen(tx_packets))
         self.unread_at_pause = sum(1 for f in frames if unread.stop_ns is None or f.at_ns <= unread.stop_ns)
-        actions: list[SourceAction] = []
         if unread.overflow:
             actions.append(Lost(DropReason.MOVE_COPY_OVERFLOW, unread.overflow))
         doubtful = unread.doubtful(tx_packets)
