@@ -39,7 +39,7 @@ from divhook.policy.compile import CellTable
 from divhook.policy.files import POLICIES_DIRECTORY, PolicyLoader, PolicySet
 from divhook.policy.identity import SUBNET_LABEL, Identity, IdentityError, Workload, decode_identity_untrusted, identify
 from divhook.policy.peers import Anyone, CellPeer, DnsName
-from divhook.policy.table import Delta, Scope, UnknownIdentityError
+from divhook.policy.table import Delta, LocalScopes, Scope, UnknownIdentityError
 
 KEPT_FILES = "policies"
 """Below the state directory: the files that are in force, for a start that finds others unusable."""
@@ -378,13 +378,17 @@ class Enforcement:
             if step.map == "locals":
                 for port in self._ports.values():
                     if port.flows is not None and port.identity.number == step.key and step.value is not None:
-                        self._show(cell, port)
+                        assert isinstance(step.value, LocalScopes)
+                        self._show(cell, port, step.value)
             else:
                 self._writer.write(cell.address, step)
 
-    def _show(self, cell: _Cell, port: _Port) -> None:
-        """The port's record, for the kernel and for the core."""
-        scopes = cell.table.table.locals[port.identity.number]
+    def _show(self, cell: _Cell, port: _Port, scopes: LocalScopes | None = None) -> None:
+        """The port's record, for the kernel and for the core.
+
+        scopes: as they are to be in the middle of a change, whose entries are not written to the end yet.
+        """
+        scopes = scopes or cell.table.table.locals[port.identity.number]
         assert port.flows is not None
         self._programs.policy.set_port(
             port.nic.port,
