@@ -41,6 +41,7 @@ def bring_up(stack: ExitStack, wanted: Sequence[str], effort: Effort, toolbox: T
     guests = guest_specs(effort.cold * effort.rounds)
     makers: dict[str, Callable[[Path], PlainLab | DivhookLab]] = {
         "divhook": lambda path: DivhookLab(path, guests, fastpath=True),
+        "divhook-policy": lambda path: DivhookLab(path, guests, fastpath=True, policy=True),
         "divhook-slow": lambda path: DivhookLab(path, guests, fastpath=False),
         "bridge": lambda path: contenders.BridgeLab(path, guests),
         "bridge-nft": lambda path: contenders.BridgeNftLab(path, guests),
@@ -102,6 +103,8 @@ def measure(benches: Sequence[Bench], effort: Effort, samples: results.Samples) 
         for bench in turn:
             if bench.name == "divhook":
                 many_endpoints(bench, number, effort, samples)
+            elif bench.name == "divhook-policy":
+                many_rules(bench, number, effort, samples)
         say(f"round {number + 1} of {effort.rounds}: {time.monotonic() - begin:.0f} s")
 
 
@@ -121,6 +124,20 @@ def many_endpoints(bench: Bench, number: int, effort: Effort, samples: results.S
                 spread = count - len(lab.bare)
                 record(samples, bench, "inter-single", place, bench.forwarding_spread(spread), mark)
     lab.know_endpoints(0)
+
+
+def many_rules(bench: Bench, number: int, effort: Effort, samples: results.Samples) -> None:
+    """What it costs to have more rules: connections, and frames of one flow."""
+    lab = bench.lab
+    assert isinstance(lab, DivhookLab)
+    for count in results.RULE_COUNTS:
+        lab.have_rules(count)
+        mark = f"@{count}"
+        record(samples, bench, "intra", number, bench.crr("intra"), mark)
+        record(samples, bench, "intra", number, bench.flood("intra"), mark)
+        for again in range(effort.injections):
+            record(samples, bench, "intra", number * effort.injections + again, bench.forwarding("intra"), mark)
+    lab.have_rules(0)
 
 
 def record(

@@ -13,7 +13,11 @@ from html import escape
 from bench.results import CONTENDERS, SCENARIOS, Row
 
 COLOURS = dict(
-    zip(CONTENDERS, ("#d1495b", "#edae49", "#00798c", "#66a182", "#30638e", "#8d96a3", "#b5a7d6"), strict=True)
+    zip(
+        CONTENDERS,
+        ("#d1495b", "#8f2d56", "#edae49", "#00798c", "#66a182", "#30638e", "#8d96a3", "#b5a7d6"),
+        strict=True,
+    )
 )
 SCENARIO_NAMES = dict(
     zip(SCENARIOS, ("Intra-subnet", "Inter-subnet (single VM TX)", "Inter-subnet (double VM TX)"), strict=True)

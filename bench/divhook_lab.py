@@ -16,19 +16,41 @@ PLAN = "addresses: {supernet: 10.0.0.0/8, cell_bits: 4, subnet_bits: 12, host_bi
 """A cell of 10.16.0.0/12 has room for 100,000 endpoints."""
 
 
-class DivhookLab(BareLab):
-    """Contender divhook (fastpath on) or divhook-slow (off)."""
+POLICY = """\
+cell: bench
+defaults: {ingress: deny, egress: deny}
+ingress:
+  - {from: {subnet: web}, to: {subnet: web}, allow: [tcp, udp, icmp]}
+  - {from: {subnet: web}, to: {subnet: db}, allow: [tcp, udp, icmp]}
+  - {from: {subnet: db}, to: {subnet: web}, allow: [tcp, udp, icmp]}
+egress:
+  - {from: {subnet: web}, to: {subnet: web}, allow: [tcp, udp, icmp]}
+  - {from: {subnet: web}, to: {subnet: db}, allow: [tcp, udp, icmp]}
+  - {from: {subnet: db}, to: {subnet: web}, allow: [tcp, udp, icmp]}
+"""
+"""Nothing passes but by a rule, in either direction; every flow is kept at both of its ends."""
 
-    def __init__(self, directory: Path, guests: Sequence[BareSpec], fastpath: bool) -> None:
+
+class DivhookLab(BareLab):
+    """Contender divhook (fastpath on), divhook-slow (off) or divhook-policy (on, with POLICY in force)."""
+
+    def __init__(self, directory: Path, guests: Sequence[BareSpec], fastpath: bool, policy: bool = False) -> None:
         super().__init__(
             directory, guests, cells=CELLS, settings=f"{LIMITS}{PLAN}fastpath: {'on' if fastpath else 'off'}\n"
         )
-        self.detail = f"fastpath: {'on' if fastpath else 'off'}"
+        self.detail = f"fastpath: {'on' if fastpath else 'off'}{', stateful policy, default deny' if policy else ''}"
+        self._policy = policy
 
     def _up(self) -> None:
         super()._up()
         for guest in self.bare.values():
             guest.configure()
+        if self._policy:
+            for host in self.hosts.values():
+                directory = host.root / "etc-divhook" / "policies"
+                directory.mkdir(exist_ok=True)
+                (directory / "bench.yaml").write_text(POLICY)
+                host.ask_agent({"op": "policy apply"})
 
     def forwarders(self) -> list[int]:
         """The agents' pids."""
@@ -36,9 +58,16 @@ class DivhookLab(BareLab):
 
     def know_endpoints(self, count: int) -> None:
         """Let the kernel of both hosts know so many, all at the guest web. Raises LabError."""
+        self._fill("endpoints", count, address("web"))
+
+    def have_rules(self, count: int) -> None:
+        """Let the kernel of both hosts have entries of so many rules. Raises LabError."""
+        self._fill("rules", count)
+
+    def _fill(self, what: str, count: int, *arguments: str) -> None:
         environment = [f"{name}={value}" for name, value in package_environment().items()]
-        command = ["env", *environment, sys.executable, "-m", "bench.endpoints", str(count), address("web")]
+        command = ["env", *environment, sys.executable, "-m", f"bench.{what}", str(count), *arguments]
         for host in self.hosts.values():
             known = int(host.exec(*command).stdout)
             if known < count:
-                raise LabError(f"the kernel of host {host.name} knows {known} endpoints, not {count}")
+                raise LabError(f"the kernel of host {host.name} has {known} {what}, not {count}")

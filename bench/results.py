@@ -9,7 +9,16 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-CONTENDERS = ("divhook", "divhook-slow", "bridge", "bridge-nft", "vxlan-router", "ovs", "bare-redirect")
+CONTENDERS = (
+    "divhook",
+    "divhook-policy",
+    "divhook-slow",
+    "bridge",
+    "bridge-nft",
+    "vxlan-router",
+    "ovs",
+    "bare-redirect",
+)
 SCENARIOS = ("intra", "inter-single", "inter-double")
 UNITS = {
     "tcp1_gbps": "Gb/s",
@@ -28,8 +37,9 @@ UNITS = {
     "cpu_s_per_gb": "s/GB",
     "instructions_per_packet": "1",
 }
-"""Measures and their units. A measure may carry "@" and the number of endpoints known: fwd_cost_ns@100000."""
-ENDPOINT_COUNTS = (10, 1_000, 100_000)
+"""Measures and their units. A measure may carry "@" and the number of endpoints known: fwd_cost_ns@100000. With
+divhook-policy it is the number of rules."""
+ENDPOINT_COUNTS = RULE_COUNTS = (10, 1_000, 100_000)
 
 
 def unit(measure: str) -> str:
@@ -169,6 +179,27 @@ TARGETS = (
         ("divhook", "intra", "fwd_cost_ns@100000"),
         ("divhook", "intra", "fwd_cost_ns@10"),
         1.05,
+    ),
+    Target(
+        "with policy: connect-request-response, of bridge and nftables",
+        ("divhook-policy", "intra", "crr_per_s"),
+        ("bridge-nft", "intra", "crr_per_s"),
+        1.5,
+        True,
+    ),
+    Target(
+        "with policy: connect-request-response, 100,000 rules, of 10",
+        ("divhook-policy", "intra", "crr_per_s@100000"),
+        ("divhook-policy", "intra", "crr_per_s@10"),
+        0.95,
+        True,
+    ),
+    Target(
+        "with policy: packets/s of a flow, 100,000 rules, of 10",
+        ("divhook-policy", "intra", "udp64_pps@100000"),
+        ("divhook-policy", "intra", "udp64_pps@10"),
+        0.95,
+        True,
     ),
 )
 
