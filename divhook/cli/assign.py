@@ -16,18 +16,20 @@ from divhook.config.model import DEFAULT_DIRECTORY
 from divhook.config.problems import ConfigError
 from divhook.config.values import BadValueError, parse_guest_mac, parse_hostname, parse_ipv4
 from divhook.core.addressing import Mac, address_text, mac_text
+from divhook.policy.labels import parse_labels
 
 Value = TypeVar("Value")
 DESCRIPTION = """\
 Give a guest's NIC its cell and subnet, and maybe a fixed address. This is kept in the guest's own libvirt metadata, so
-it moves with the guest. A running guest takes it over at its next start. The guest needs a NIC on the network
-`divhook`:
+it moves with the guest. A running guest takes its labels over at once, all else at its next start. The guest needs a
+NIC on the network `divhook`:
   <interface type='network'><source network='divhook'/></interface>"""
 EXAMPLES = """\
 examples:
   divhook assign web-a --cell shop --subnet web
   divhook assign db --cell shop --subnet db --address 10.1.2.20 --hostname db
   divhook assign gateway --mac 52:54:00:12:34:56 --cell lab --subnet web    a guest with several divhook NICs
+  divhook assign web-a --cell shop --subnet web --labels tier=web,env=prod
   divhook assign web-a --remove
   divhook assign web-a --cell shop --subnet web --print                    only print the XML, for a template"""
 
@@ -47,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="further address that it may take, as VRRP does; may be repeated",
     )
+    parser.add_argument(
+        "--labels", type=_typed(_labels), metavar="K=V,…", help="labels for policies, as in tier=web,env=prod"
+    )
     parser.add_argument("--mac", type=_typed(parse_guest_mac), metavar="MAC", help="which NIC, where there are several")
     parser.add_argument("--remove", action="store_true", help="take the assignment away")
     parser.add_argument("--print", action="store_true", help="print the metadata XML; contact and change nothing")
@@ -54,6 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, default=Path(DEFAULT_DIRECTORY), metavar="DIR", help=f"({DEFAULT_DIRECTORY})"
     )
+
+
+def _labels(value: object) -> str:
+    return ",".join(f"{key}={item}" for key, item in parse_labels(value))
 
 
 def _typed(parse: Callable[[object], Value]) -> Callable[[str], Value]:
@@ -79,7 +88,9 @@ class _Part:
 
 def run(args: argparse.Namespace) -> int:
     """Assign, remove or print. Raises CommandError."""
-    if args.remove and (args.cell or args.subnet or args.address or args.hostname or args.allow or args.print):
+    if args.remove and (
+        args.cell or args.subnet or args.address or args.hostname or args.labels or args.allow or args.print
+    ):
         raise UsageError("--remove takes the whole assignment away: leave the other options out")
     if not args.remove and not (args.cell and args.subnet):
         raise UsageError("--cell and --subnet are both needed, or --remove")
@@ -93,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     wanted = (
         None
         if args.remove
-        else Assignment(args.cell, args.subnet, args.address, args.hostname, allowed=tuple(args.allow))
+        else Assignment(args.cell, args.subnet, args.address, args.hostname, args.labels, tuple(args.allow))
     )
     try:
         if args.print and wanted is not None:
@@ -130,7 +141,7 @@ def _write(
         what += f", address {address_text(wanted.address)}"
     print(f"guest '{args.guest}', NIC {mac_text(mac)}: {what} (written to its {' and '.join(changed)})")
     if "running guest" in changed:
-        print("It runs: this takes effect at its next start.")
+        print("It runs: labels count at once, all else takes effect at its next start.")
     return 0
 
 

@@ -21,6 +21,7 @@ from divhook.lab.cli import interrupt_on_sigterm
 from divhook.lab.errors import LabError
 from divhook.lab.guest import GuestSpec, LabGuest, Nic
 from divhook.lab.lab import Lab, default_directory
+from divhook.lab.processes import wait_until
 from divhook.lab.wire import examine, read_pcap
 
 PINGS = 5
@@ -31,6 +32,13 @@ UDP_SECONDS = 1
 UDP_PAYLOAD_BYTES = 1400
 MAX_UDP_LOSS_PERCENT = 1.0
 FOREIGN_PINGS = 3
+LABEL_TIMEOUT_S = 10.0
+POLICY = """\
+cell: shop
+subnets: {db: {ingress: deny}}
+ingress:
+  - {from: {labels: tier=front}, to: {subnet: db}, allow: icmp/ping}
+"""
 STREAM_SECONDS = 1
 
 
@@ -255,6 +263,36 @@ class Demo:
         for line in lines:
             self.story.note("  " + line)
 
+    def policy(self) -> None:
+        """A subnet closed by two lines, and opened for who has a label, while the guests run."""
+        self.story.chapter("A policy: the databases are for who has a label")
+        web1, address = self.guests["web1"], self.addresses["db1"]
+        for line in POLICY.rstrip().splitlines():
+            self.story.note("  " + line)
+        self._policy(POLICY)
+        result = ping(web1, address, FOREIGN_PINGS, wait_s=1)
+        denied = self.dropped_on("B", "policy_denied")
+        self.story.check(
+            "web1 → db1: not answered, and counted on host B", result.received == 0 and denied > 0, str(result)
+        )
+        assign = ("assign", "web1", "--cell", "shop", "--subnet", "web")
+        self.lab.host("A").divhook(*assign, "--labels", "tier=front")
+        opened = wait_until(lambda: ping(web1, address, 1, wait_s=1).received == 1, LABEL_TIMEOUT_S, 0.1)
+        self.story.check("web1 gets the label tier=front while it runs: answered", opened, "divhook assign … --labels")
+        result = ping(self.guests["web2"], address, FOREIGN_PINGS, wait_s=1)
+        self.story.check("web2, without the label, is not", result.received == 0, str(result))
+        self.lab.host("A").divhook(*assign)
+        self._policy(None)
+
+    def _policy(self, text: str | None) -> None:
+        for host in self.lab.hosts.values():
+            path = host.root / "etc-divhook" / "policies" / "shop.yaml"
+            path.parent.mkdir(exist_ok=True)
+            path.unlink(missing_ok=True)
+            if text is not None:
+                path.write_text(text)
+            host.divhook("policy", "apply")
+
     def dropped(self, actor: Actor, reason: str) -> int:
         """Frames of one guest dropped for a reason on its host."""
         rows = self.drop_rows(actor.host, reason)
@@ -348,6 +386,7 @@ def tell(lab: Lab, story: Story) -> None:
     demo.streams()
     demo.strangers()
     demo.wire(capture.stop(), capture.dropped)
+    demo.policy()
     demo.fast_path()
 
 

@@ -84,7 +84,8 @@ def test_assign_writes_both_descriptions_of_a_running_guest(define: Define, run:
     code, out, _ = run("web-a", "--cell", "shop", "--subnet", "db")
     assert code == 0
     assert out.endswith(
-        "(written to its definition and running guest)\nIt runs: this takes effect at its next start.\n"
+        "(written to its definition and running guest)\n"
+        "It runs: labels count at once, all else takes effect at its next start.\n"
     )
     assert assignments(domain, CONFIG) == assignments(domain, LIVE) == [Assignment("shop", "db")]
 
