@@ -52,6 +52,9 @@ class ToyPolicies:
     def may_talk(self, own: int, other: int) -> bool:
         return (own, other) in self.talks
 
+    def may_reach(self, endpoint: Endpoint, external: Address) -> bool:
+        return bool(self.allowed.get(endpoint.port))
+
     def told(self, event: FlowEvent) -> None:
         self.events.append(event)
 

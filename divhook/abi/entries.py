@@ -229,7 +229,21 @@ class RemoteEndpoint:
         )
 
 
-EndpointEntry = LocalEndpoint | RemoteEndpoint
+@dataclass(frozen=True, slots=True)
+class ExternalEndpoint:
+    """Map `endpoints`: a server or router without an agent. used, heard: as of RemoteEndpoint."""
+
+    mac: Mac
+    used: bool = False
+    heard: bool = False
+
+    def pack(self) -> layout.Endpoint:
+        """struct endpoint."""
+        used = layout.ENDPOINT_USED * self.used | layout.ENDPOINT_HEARD * self.heard
+        return _endpoint(EndpointKind.EXTERNAL, ZERO_MAC, 0, host=packed_mac(self.mac), used=used)
+
+
+EndpointEntry = LocalEndpoint | RemoteEndpoint | ExternalEndpoint
 
 
 def _endpoint(kind: EndpointKind, vmac: Mac, mtu: int, **fields: object) -> layout.Endpoint:
@@ -241,14 +255,16 @@ def _endpoint(kind: EndpointKind, vmac: Mac, mtu: int, **fields: object) -> layo
 def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
     """From struct endpoint, under the key that it was found by."""
     vmac = bytes(raw.vmac.octets)
+    used, heard = bool(raw.used & layout.ENDPOINT_USED), bool(raw.used & layout.ENDPOINT_HEARD)
+    if raw.kind == EndpointKind.EXTERNAL:
+        return ExternalEndpoint(bytes(raw.host.octets), used, heard)
     if raw.kind != EndpointKind.REMOTE:
         fenced, tracked = raw.kind == EndpointKind.FENCED, bool(raw.flags & layout.ENDPOINT_TRACKED)
         policed = bool(raw.flags & layout.ENDPOINT_POLICED)
         return LocalEndpoint(vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked, raw.identity, policed)
     host = bytes(raw.host.octets)
     claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
-    used, heard = raw.used & layout.ENDPOINT_USED, raw.used & layout.ENDPOINT_HEARD
-    return RemoteEndpoint(claim, raw.mtu, bool(used), bool(heard))
+    return RemoteEndpoint(claim, raw.mtu, used, heard)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,14 @@ POLICY_SCOPE_BITS = 128
 POLICY_SPACE_BITS = 24
 POLICY_CELL_BITS = 32
 
+MAX_PREFIXES = 2112
+MAX_ROUTES = 1024
+PREFIX_ON_LINK = 1
+PREFIX_ROUTE = 2
+PREFIX_HOST = 3
+NEXT_HOP_SLOTS = 64
+MAX_NEXT_HOPS = 16
+
 BUCKETS = 4
 HOST_FASTPATH = 1
 ENDPOINT_USED = 1
@@ -79,6 +87,7 @@ class EndpointKind(IntEnum):
     REMOTE = 1
     LOCAL = 2
     FENCED = 3
+    EXTERNAL = 4
 
 
 U64 = ctypes.c_uint64
@@ -197,6 +206,24 @@ class Traffic(ctypes.Structure):
         ("to_bytes", ctypes.c_uint64),
         ("uncounted_drops", ctypes.c_uint64),
     )
+
+
+class PrefixKey(ctypes.Structure):
+    """struct prefix_key: key of map `prefixes`"""
+
+    _fields_ = (("prefix_bits", ctypes.c_uint32), ("address_be", Octets4))
+
+
+class Prefix(ctypes.Structure):
+    """struct prefix: value of map `prefixes`"""
+
+    _fields_ = (("kind", ctypes.c_uint16), ("mtu", ctypes.c_uint16), ("route", ctypes.c_uint32))
+
+
+class NextHops(ctypes.Structure):
+    """struct next_hops: value of map `next_hops`"""
+
+    _fields_ = (("slots_be", Octets4 * NEXT_HOP_SLOTS), ("hops_be", Octets4 * MAX_NEXT_HOPS))
 
 
 class FlowKey(ctypes.Structure):

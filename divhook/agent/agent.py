@@ -12,7 +12,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from divhook.agent.flow_log import FlowLog
 from divhook.agent.guests import Guests
 from divhook.agent.moves import Moves
 from divhook.agent.names import Names
+from divhook.agent.outside import external_map
 from divhook.agent.registry import Registry, RegistryError
 from divhook.agent.topology import topology_of
 from divhook.config import domain
@@ -46,6 +47,7 @@ from divhook.core.census import AddressCensus, CensusEvent
 from divhook.core.dhcp import LeaseEvent
 from divhook.core.discovery import ClaimChanged, Discovery, Event, Limits
 from divhook.core.endpoint import Endpoint, PortTable
+from divhook.core.external import Externals, OwnAddress
 from divhook.core.identities import IdentityLearned
 from divhook.core.keys import KeyFileError, KeyRing, parse_key_text
 from divhook.core.outputs import ToNewHost
@@ -162,7 +164,9 @@ class Agent:
             self.uplink.mac, self.uplink.ifindex, self.bridge.ifindex, self.bridge.mac, plan, fastpath=host.fastpath
         )
         self.programs = Programs.load(bpffs.pin_dir_in(BPFFS), host=entry)
-        self._build(keys)
+        own = [OwnAddress(a.ip.packed, a.network) for a in await self._links.addresses(self.uplink.ifindex)]
+        self._build(keys, own)
+        self.dataplane.outside.start()
         self.programs.attach_uplink(self.uplink.ifindex)
         self._control = ControlServer(self.paths.socket, {"hook": self._hook, **handlers})
         await self._control.start()
@@ -179,7 +183,7 @@ class Agent:
         systemd.notify(f"READY=1\nSTATUS=uplink {self.uplink.name}")
         log.info("ready: uplink %s, supernet %s", self.uplink.name, plan.supernet)
 
-    def _build(self, keys: KeyRing) -> None:
+    def _build(self, keys: KeyRing, own: Sequence[OwnAddress] = ()) -> None:
         host, plan = self.configuration.host, self.configuration.plan
         offset_us = int((time.time() - self._loop.time()) * 1e6)
         limits = Limits(misses_per_s_port=host.limits.miss_pps_port, misses_per_s_host=host.limits.miss_pps_host)
@@ -190,7 +194,8 @@ class Agent:
         ether_type = 0x88B5 if host.discovery.ethertype == "0x88b5" else 0x0806
         authenticator = Authenticator(self.uplink.mac, keys, secrets.randbits(64), host.cluster, ether_type)
         topology = topology_of(self.configuration, self.uplink.mtu)
-        pipeline = Pipeline(plan, self.uplink.mac, PortTable(), topology, discovery)
+        externals = Externals(self.uplink.mac, external_map(host.external, self.uplink.mtu), own)
+        pipeline = Pipeline(plan, self.uplink.mac, PortTable(), topology, discovery, externals)
         flow_log = FlowLog()
         self.enforcement = Enforcement(
             self.paths.config, self.paths.state, plan, self.programs, pipeline.identities, flow_log
@@ -393,6 +398,7 @@ class Agent:
             for record in records:
                 self.registry.save_claim(record)
             self._save_stamp()
+            self.dataplane.pipeline.border.announce(event.address, self.dataplane.now())
         self.guests.event(event)
 
     def on_census(self, event: CensusEvent) -> None:

@@ -16,6 +16,7 @@ from divhook.adapters.nfqueue import BATCH, DivertQueue
 from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
 from divhook.agent.fastpath import FastPath
 from divhook.agent.flow_log import FlowLog
+from divhook.agent.outside import Outside
 from divhook.agent.shared import SharedMaps
 from divhook.agent.traffic import Tally
 from divhook.core.addressing import ALL_HOSTS_GROUP, Mac, SubnetId
@@ -128,6 +129,8 @@ class Dataplane:
         self._programs = programs
         self.fastpath = fastpath
         self.shared = SharedMaps(programs, fastpath, pipeline.ports)
+        self.outside = Outside(programs, pipeline.border.externals, fastpath.enabled)
+        fastpath.outside = self.outside
         self._uplink = uplink_ifindex
         self._listener = listener
         self._sender = FrameSender()
@@ -211,7 +214,10 @@ class Dataplane:
     def _divert(self, mark: int, frame: bytes) -> None:
         port = mark >> 16
         if port == PORT_WIRE:
-            self._discovery(frame)
+            if frame[12:ETH_HEADER] == ETHERTYPE_ARP.to_bytes(2, "big") and not is_discovery(frame):
+                self.execute(self.pipeline.from_wire_arp(frame, self._now))
+            else:
+                self._discovery(frame)
             return
         self.counters.from_guest += 1
         self._awaken(port)
@@ -320,7 +326,8 @@ class Dataplane:
         decided, self.pipeline.decided = self.pipeline.decided, []
         before = read = self.counters.from_guest + self.counters.from_wire
         drained = True
-        if self.fastpath.wants(decided):
+        outside, self.pipeline.border.decided = self.pipeline.border.decided, []
+        if self.fastpath.wants(decided) or self.outside.wants(outside):
             for _ in range(MAX_DRAINS):
                 self._guarded(self._queue.read)
                 last, read = read, self.counters.from_guest + self.counters.from_wire
@@ -328,6 +335,7 @@ class Dataplane:
                 if drained:
                     break
         self._guarded(self.fastpath.used, decided, self._now, drained)
+        self._guarded(self.outside.used, outside)
         return read > before
 
     def _round(self) -> bool:
@@ -344,6 +352,9 @@ class Dataplane:
                 self._guarded(self.fastpath.changed, event, self._now)
             else:
                 self._tell(self._listener.on_discovery, event)
+        outside, self.pipeline.border.pending_events = self.pipeline.border.pending_events, []
+        for change in outside:
+            self._guarded(self.outside.event, change)
         learned, self.pipeline.learned = self.pipeline.learned, []
         for identity in learned:
             self._tell(self._listener.on_identity, identity)

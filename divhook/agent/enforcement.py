@@ -43,6 +43,8 @@ from divhook.policy.table import Delta, LocalScopes, Scope, UnknownIdentityError
 
 KEPT_FILES = "policies"
 """Below the state directory: the files that are in force, for a start that finds others unusable."""
+MAX_REACH = 8192
+"""Answers to external servers' ARP that are remembered."""
 DEFAULT_RELATIONS = (Relation.SUBNET, Relation.CELL, Relation.EXTERNAL)
 
 log = logging.getLogger(__name__)
@@ -127,6 +129,7 @@ class Enforcement:
         self._ports: dict[int, _Port] = {}
         self._names: dict[str, Mapping[DnsName, Collection[Address]]] = {}
         self._interim: dict[int, Identity] = {}  # by port, while the patterns of a cell change
+        self._reach: dict[tuple[str, int, int, Address], bool] = {}
         self._swept = False
         self._clock_s = 0.0
 
@@ -502,6 +505,19 @@ class Enforcement:
         address, there = (self._plan.network(SubnetId(n, 0)).network_address.packed for n in (own, other))
         cell = next((c for c in self._cells.values() if c.address == address), None)
         return cell is not None and not cell.others.isdisjoint((there, ANY_CELL))
+
+    def may_reach(self, endpoint: Endpoint, external: Address) -> bool:
+        """By the cell's table; asked once per identity, address and epoch."""
+        port = self._ports.get(endpoint.port)
+        cell = self._cells.get(port.cell) if port is not None and port.flows is not None else None
+        if port is None or cell is None:
+            return False
+        key = (port.cell, cell.epoch, port.identity.number, external)
+        if key not in self._reach:
+            if len(self._reach) >= MAX_REACH:
+                self._reach.clear()
+            self._reach[key] = cell.table.table.may_reach(port.identity.number, external)
+        return self._reach[key]
 
     def told(self, event: FlowEvent) -> None:
         """For the flow log."""

@@ -17,9 +17,10 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
-from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
+from divhook.abi.entries import ExternalEndpoint, LocalEndpoint, RemoteEndpoint
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import Programs
+from divhook.agent.outside import Outside
 from divhook.core.addressing import Address, AddressPlan, address_text
 from divhook.core.discovery import Discovery, NeighbourChanged
 from divhook.core.neighbor import USABLE, NeighbourState
@@ -43,6 +44,7 @@ class FastPath:
     ) -> None:
         self.enabled = enabled
         self.late = 0
+        self.outside: Outside | None = None  # keeps its own entries in the same map
         self._programs = programs
         self._plan = plan
         self._topology = topology
@@ -184,6 +186,10 @@ class FastPath:
             for count, (address, entry) in enumerate(batch.items()):
                 if count % ADOPTED_AT_ONCE == 0:
                     yield
+                if isinstance(entry, ExternalEndpoint):
+                    if self.outside is None or not self.outside.adopt(address, entry, now):
+                        self._programs.remove_endpoint(address)
+                    continue
                 if isinstance(entry, RemoteEndpoint) and self.enabled and not mine(address):
                     self._adopt(entry, now)
                 if address not in self._local and address not in self._published:

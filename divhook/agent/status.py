@@ -15,6 +15,7 @@ from divhook.agent.traffic import Tally, Traffic
 from divhook.config.problems import ConfigError
 from divhook.core.addressing import address_text, mac_text
 from divhook.core.endpoint import PORT_WIRE
+from divhook.core.neighbor import NeighbourState
 from divhook.core.reasons import DropReason, reason_text
 
 
@@ -182,6 +183,17 @@ def _neighbors(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
             "age_s": round(now - entry.confirmed_s, 1) if entry.confirmed_s > 0 else None,
         }
         for entry in agent.dataplane.pipeline.discovery.neighbours
+    ] + [
+        {
+            "address": address_text(address),
+            "host": mac_text(mac) if any(mac) else None,
+            "vmac": "next hop" if hop else "external",
+            "state": state.name,
+            "kernel": agent.dataplane.outside.knows(address),
+            "age_s": None,
+        }
+        for address, state, mac, hop in agent.dataplane.pipeline.border.externals.known()
+        if any(mac) or state is not NeighbourState.FAILED
     ]
 
 

@@ -113,6 +113,10 @@ enum drop_reason {
 	IGMP_REFUSED = 88,
 	GROUP_RATE_LIMITED = 89,
 	NO_MEMBER = 90,
+	HOST_SERVICE = 91,
+	EXTERNAL_UNREACHABLE = 92,
+	EXTERNAL_SPOOF = 93,
+	EXTERNAL_CONFLICT = 94,
 
 	PORT_NOT_ACTIVE = 96,
 	PORT_UNKNOWN = 97,
@@ -186,6 +190,7 @@ enum endpoint_kind {
 	ENDPOINT_REMOTE = 1, /* on another host; usable as discovery has it */
 	ENDPOINT_LOCAL = 2,  /* behind an active port of this host */
 	ENDPOINT_FENCED = 3, /* behind a fenced port of this host: nobody else may speak for it */
+	ENDPOINT_EXTERNAL = 4, /* a server or router without an agent: `host` is its MAC */
 };
 
 /* endpoint.flags */
@@ -445,6 +450,31 @@ struct flow_event {
 	__u8 pad[6];
 };
 
+/* Map `prefixes` (LPM): what is outside, by the longest prefix of an address. */
+#define MAX_PREFIXES 2112 /* 1,024 each: on link, routes; and 64 addresses of the host */
+#define PREFIX_ON_LINK 1
+#define PREFIX_ROUTE 2
+#define PREFIX_HOST 3 /* an address of this host itself */
+
+struct prefix_key {
+	__u32 prefix_bits;
+	__be32 address_be;
+};
+struct prefix {
+	__u16 kind;
+	__u16 mtu;   /* bytes of an IP packet that goes there */
+	__u32 route; /* PREFIX_ROUTE: in map `next_hops` */
+};
+
+/* Map `next_hops`: route → a router for each share of the flows. Exchanged as a whole. */
+#define MAX_ROUTES 1024
+#define NEXT_HOP_SLOTS 64
+#define MAX_NEXT_HOPS 16
+struct next_hops {
+	__be32 slots_be[NEXT_HOP_SLOTS];
+	__be32 hops_be[MAX_NEXT_HOPS]; /* all that the route has, then zero: frames from any of them are good */
+};
+
 _Static_assert(sizeof(struct mac) == 6, "mac");
 _Static_assert(sizeof(struct rate) == 8, "rate");
 _Static_assert(sizeof(struct host_config) == 48 + 8 * BUCKETS, "host_config");
@@ -468,3 +498,6 @@ _Static_assert(sizeof(struct policy_entry) == 16, "policy_entry");
 _Static_assert(sizeof(struct identity_key) == 16, "identity_key");
 _Static_assert(sizeof(struct external_key) == 12, "external_key");
 _Static_assert(sizeof(struct flow_event) == 56, "flow_event");
+_Static_assert(sizeof(struct prefix_key) == 8, "prefix_key");
+_Static_assert(sizeof(struct prefix) == 8, "prefix");
+_Static_assert(sizeof(struct next_hops) == 4 * (NEXT_HOP_SLOTS + MAX_NEXT_HOPS), "next_hops");

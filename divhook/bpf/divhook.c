@@ -15,6 +15,7 @@
 #include "lib/arp.h"
 #include "lib/count.h"
 #include "lib/ethernet.h"
+#include "lib/external.h"
 #include "lib/forward.h"
 #include "lib/ipv4.h"
 #include "lib/limit.h"
@@ -86,7 +87,9 @@ static __always_inline int guest_packet(struct __sk_buff *skb, const struct host
 	if (group && !dhcp && !igmp && !conforms(skb, port->port_id, BUCKET_GROUP, &port->rates[BUCKET_GROUP]))
 		return drop(skb, port->port_id, GROUP_RATE_LIMITED);
 	if (!dhcp && port->state == PORT_ACTIVE && host->flags & HOST_FASTPATH) {
-		verdict = forward_from_guest(skb, host, port, packet, group);
+		verdict = group || is_virtual(host, packet->destination_be) ?
+				  forward_from_guest(skb, host, port, packet, group) :
+				  forward_to_external(skb, host, port, packet);
 		if (verdict != NOT_KNOWN)
 			return verdict;
 	}
@@ -288,7 +291,9 @@ static __always_inline int wire_packet(struct __sk_buff *skb, const struct host_
 	if (packet_touches_dhcp(packet))
 		return drop(skb, PORT_WIRE, ROGUE_DHCP);
 	if (!group && host->flags & HOST_FASTPATH) {
-		int verdict = forward_from_wire(skb, host, packet, source);
+		int verdict = is_virtual(host, packet->source_be) ?
+				      forward_from_wire(skb, host, packet, source) :
+				      forward_from_external(skb, host, packet, source);
 
 		if (verdict != NOT_KNOWN)
 			return verdict;
@@ -340,19 +345,6 @@ static __always_inline int wire_discovery(struct __sk_buff *skb, const struct ho
 	return bpf_redirect(host->divbr_ifindex, BPF_F_INGRESS);
 }
 
-/* Nobody claims a virtual address by plain ARP: such a frame never reaches the host's ARP. */
-static __always_inline int wire_plain_arp(struct __sk_buff *skb, const struct host_config *host,
-					  const struct frame *frame)
-{
-	struct arp arp;
-
-	if (bpf_skb_load_bytes(skb, frame->l3, &arp, sizeof(arp)))
-		return PASS; /* the host's ARP refuses it */
-	if (is_virtual(host, arp.spa_be) || is_virtual(host, arp.tpa_be))
-		return drop(skb, PORT_WIRE, frame->tagged ? VLAN_TAGGED : UNKNOWN_HOST);
-	return PASS;
-}
-
 SEC("tc")
 int from_wire(struct __sk_buff *skb)
 {
@@ -391,7 +383,7 @@ int from_wire(struct __sk_buff *skb)
 		return PASS;
 	if (to != TO_MULTICAST && discovery_magic(skb, frame.l3))
 		return wire_discovery(skb, host, &frame, to);
-	return frame.type == TYPE_ARP ? wire_plain_arp(skb, host, &frame) : PASS;
+	return frame.type == TYPE_ARP ? wire_plain_arp(skb, host, &frame, divert_mark(PORT_WIRE, to != TO_HOST)) : PASS;
 }
 
 /* The clock of map `flows`, read by a test-run: its low word in cb, the high one in the mark. Attached nowhere. */

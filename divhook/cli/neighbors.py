@@ -7,7 +7,8 @@ from divhook.cli import listing
 DESCRIPTION = """\
 List what this host knows of endpoints on other hosts: address, the MAC of the host that holds it, the guest's MAC.
 States: incomplete (being asked for), reachable, stale (to be refreshed at the next use), probe, failed. KERNEL says
-whether the kernel forwards to it by itself: with the fast path on, once frames have passed."""
+whether the kernel forwards to it by itself: with the fast path on, once frames have passed. Servers and routers
+without an agent are in the list, too: HOST is their own MAC then, VMAC says `external` or `next hop`."""
 EXAMPLES = """\
 examples:
   divhook neighbors

@@ -100,6 +100,8 @@ class _Loader:
             document = self.documents[path]
             self._once(names, cell.cell, document.at(("cell",)), f"cell name {cell.cell!r}")
             self._once(numbers, cell.number, document.at(("number",)), f"cell number {cell.number}")
+        if host is not None and plan is not None:
+            self._outside(host, plan)
         checks = _CellChecks(self, plan)
         for path, cell in cells:
             checks.check(cell, self.documents[path])
@@ -107,6 +109,25 @@ class _Loader:
         if self.problems or host is None or plan is None:
             raise ConfigError(self.problems)
         return Configuration(host, plan, tuple(c for _, c in cells), tuple(checks.endpoints), checks.subnets)
+
+    def _outside(self, host: HostConfig, plan: AddressPlan) -> None:
+        """What is external is not virtual."""
+        document = next((d for path, d in self.documents.items() if path.name == HOST_FILE), None)
+        if document is None:
+            return
+        inside: list[tuple[Place, object]] = [
+            (("on_link", index, "prefix"), each.prefix)
+            for index, each in enumerate(host.external.on_link)
+            if each.prefix.overlaps(plan.supernet)
+        ]
+        inside += [
+            (("routes", index, "prefix"), each.prefix)
+            for index, each in enumerate(host.external.routes)
+            if each.prefix.subnet_of(plan.supernet)
+        ]
+        for place, what in inside:
+            hint = "virtual addresses are the guests' own: choose another prefix, or another supernet"
+            self.problem(document.at(("external", *place)), f"{what} is in the virtual supernet {plan.supernet}", hint)
 
     def _once(self, seen: dict[object, Position], key: object, where: Position, what: str) -> None:
         if key in seen:

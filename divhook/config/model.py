@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from divhook.config import dhcp_options
+from divhook.config.external import ExternalConfig
 from divhook.config.values import (
     MAX_ALLOWED_ADDRESSES,
     MAX_LIST,
@@ -30,6 +31,7 @@ from divhook.config.values import (
     Mtu,
     Name,
     Network,
+    StrictModel,
     Switch,
     fault,
     faults,
@@ -42,11 +44,7 @@ MAX_STATIC_ENDPOINTS = 65536
 """Static endpoints of one cell."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-class AddressesConfig(_Model):
+class AddressesConfig(StrictModel):
     """How a virtual address is cut. Must be the same on every host of a cluster."""
 
     supernet: Network = Field(
@@ -85,14 +83,14 @@ _ETHERTYPE_SCHEMA: dict[str, Any] = {"enum": ["arp", "0x88b5", 0x88B5]}
 Ethertype = Annotated[Literal["arp", "0x88b5"], BeforeValidator(_parse_ethertype), WithJsonSchema(_ETHERTYPE_SCHEMA)]
 
 
-class DiscoveryConfig(_Model):
+class DiscoveryConfig(StrictModel):
     """How hosts find each other."""
 
     ethertype: Ethertype = "arp"
     """`0x88b5` is for fabrics that inspect or suppress ARP. Must be the same on every host."""
 
 
-class LimitsConfig(_Model):
+class LimitsConfig(StrictModel):
     """Rates that one guest or neighbour may cost the agent. Above them frames are dropped, with a counted reason."""
 
     divert_pps: int = Field(default=5000, ge=1, le=10_000_000)
@@ -107,7 +105,7 @@ class LimitsConfig(_Model):
     """Discoveries/s of unknown addresses that all ports of a host may cause together."""
 
 
-class HostConfig(_Model):
+class HostConfig(StrictModel):
     """divhook.yaml: one host. Every key has a default."""
 
     uplink: Interface | None = None
@@ -136,11 +134,13 @@ class HostConfig(_Model):
     """Rates that one guest or neighbour may cost the agent."""
     resolvers: tuple[Ipv4, ...] = Field(default=(), max_length=MAX_LIST)
     """Name servers that the agent asks for DNS names in policies. Without it: those of /etc/resolv.conf."""
+    external: ExternalConfig = ExternalConfig()
+    """What is outside the virtual address space, and how it is reached. Without it: nothing is."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What goes to the journal."""
 
 
-class RouteConfig(_Model):
+class RouteConfig(StrictModel):
     """A route that guests learn by DHCP (RFC 3442)."""
 
     destination: Network
@@ -183,7 +183,7 @@ _OPTIONS_SCHEMA: dict[str, Any] = {
 DhcpOptions = Annotated[dict[int, bytes], BeforeValidator(_parse_options), WithJsonSchema(_OPTIONS_SCHEMA)]
 
 
-class SubnetSettings(_Model):
+class SubnetSettings(StrictModel):
     """One subnet of a cell."""
 
     number: int = Field(ge=0)
@@ -248,7 +248,7 @@ class SubnetConfig(SubnetSettings):
         return tuple((r.destination, r.via if r.via is not None else router) for r in self.routes)
 
 
-class EndpointConfig(_Model):
+class EndpointConfig(StrictModel):
     """A guest NIC that gets its place here and not from the guest's own metadata."""
 
     guest: GuestName | None = None
@@ -273,7 +273,7 @@ class EndpointConfig(_Model):
         return self
 
 
-class CellConfig(_Model):
+class CellConfig(StrictModel):
     """cells/*.yaml: one cell, that is one tenant."""
 
     cell: Name

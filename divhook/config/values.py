@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from divhook.core.addressing import GROUP_PREFIX, RMAC_PREFIX, Address, Mac, mac_text, parse_mac
@@ -32,6 +32,12 @@ DOMAIN_PATTERN = rf"^(?=.{{1,253}}$){HOSTNAME_PATTERN[1:-1]}(\.{HOSTNAME_PATTERN
 MAC_PATTERN = r"^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$"
 LEASE_PATTERN = r"^[0-9]{1,9}[smhdw]?$"
 INTERFACE_PATTERN = r"^[^\s/:]{1,15}$"
+
+
+class StrictModel(BaseModel):
+    """What every part of a file is: unknown keys are refused, values never converted, all of it frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class BadValueError(Exception):
@@ -129,6 +135,13 @@ def parse_network(value: object) -> IPv4Network:
         except ValueError:
             hint = "as in 192.0.2.0/24"
         raise BadValueError(f"{shown(text)} is not an IPv4 network", hint) from None
+
+
+def parse_prefix(value: object) -> IPv4Network:
+    """An IPv4 prefix, or an address, which is a prefix of 32 bits."""
+    if isinstance(value, str) and "/" not in value:
+        return IPv4Network((parse_ipv4(value), 32))
+    return parse_network(value)
 
 
 def parse_guest_mac(value: object) -> Mac:
@@ -265,6 +278,7 @@ Hostname = Annotated[str, *_type(parse_hostname, {"type": "string", "pattern": H
 DomainName = Annotated[str, *_type(parse_domain_name, {"type": "string", "pattern": DOMAIN_PATTERN})]
 Ipv4 = Annotated[bytes, *_type(parse_ipv4, {"type": "string", "format": "ipv4"})]
 Network = Annotated[IPv4Network, *_type(parse_network, {"type": "string", "pattern": r"^[0-9.]+/[0-9]+$"})]
+Prefix = Annotated[IPv4Network, *_type(parse_prefix, {"type": "string", "pattern": r"^[0-9.]+(/[0-9]+)?$"})]
 GuestMac = Annotated[bytes, *_type(parse_guest_mac, {"type": "string", "pattern": MAC_PATTERN})]
 GuestName = Annotated[str, *_type(parse_guest_name, _LINE_SCHEMA)]
 LeaseS = Annotated[int, *_type(parse_lease_s, _LEASE_SCHEMA)]

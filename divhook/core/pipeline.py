@@ -25,6 +25,7 @@ from divhook.core.addressing import (
     SubnetId,
     rmac,
 )
+from divhook.core.border import Border
 from divhook.core.dhcp import DhcpResult, DhcpServer, LeaseEvent
 from divhook.core.discovery import (
     ClaimState,
@@ -39,6 +40,7 @@ from divhook.core.discovery import (
     Yielded,
 )
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
+from divhook.core.external import ExternalMap, Externals
 from divhook.core.group import Groups
 from divhook.core.guard import Guard, Unsure
 from divhook.core.identities import IdentityExchange, IdentityLearned, IdentityMissing
@@ -49,7 +51,7 @@ from divhook.core.shared import SharedAddresses, may_be_shared
 from divhook.core.validate import Lane, WireFacts
 from divhook.core.verdict import NoPolicies, Policies
 from divhook.core.wire.arp import ARP_REPLY, ARP_REQUEST, Arp, parse_arp_untrusted
-from divhook.core.wire.discovery import Claim
+from divhook.core.wire.discovery import Claim, is_discovery
 from divhook.core.wire.errors import WireError
 from divhook.core.wire.ethernet import ETH_HEADER, ETHERTYPE_ARP, ETHERTYPE_RARP, Ethernet
 from divhook.core.wire.ipv4 import Header, decrement_ttl, fragment, header_untrusted
@@ -86,7 +88,13 @@ class Pipeline:
     """One host's data plane. The caller owns ports and topology, and sends what the methods return."""
 
     def __init__(
-        self, plan: AddressPlan, pmac: Mac, ports: PortTable, topology: Topology, discovery: Discovery
+        self,
+        plan: AddressPlan,
+        pmac: Mac,
+        ports: PortTable,
+        topology: Topology,
+        discovery: Discovery,
+        externals: Externals | None = None,
     ) -> None:
         self.plan = plan
         self.pmac = pmac
@@ -97,6 +105,8 @@ class Pipeline:
         self.router = Router(plan)
         self.guard = Guard(plan, NoPolicies(), self._identity_of)
         self.groups = Groups(plan, pmac, ports, topology, self.guard)
+        externals = externals or Externals(pmac, ExternalMap())
+        self.border = Border(plan, pmac, ports, self.router, self.guard, externals, self._sender_gone)
         self.identities = IdentityExchange(pmac)
         self.learned: list[IdentityLearned] = []  # to be kept over a restart
         self.shared = SharedAddresses(plan, ports, discovery)
@@ -157,7 +167,7 @@ class Pipeline:
             return self.groups.from_guest(endpoint, header, packet, group, now, out)
         target = self._guest_target(endpoint, destination, group)
         if target is DropReason.EXTERNAL_UNSUPPORTED:
-            return self.router.net_unreachable(endpoint, header, packet, now, out) or target
+            return self.border.from_guest(endpoint, header, packet, now, out)
         if isinstance(target, DropReason):
             return target
         facts = self.topology.get(target)
@@ -343,12 +353,14 @@ class Pipeline:
         verdict = validate.from_wire(self._wire_facts(), frame)
         if isinstance(verdict, DropReason):
             return [Drop(verdict, PORT_WIRE, frame)]
-        if verdict is None or verdict.lane is Lane.DISCOVERY:
+        if verdict is None:
             return []
+        if verdict.lane is Lane.DISCOVERY:
+            return [] if is_discovery(frame) else self.from_wire_arp(frame, now)
         return self.from_wire_ipv4(frame[6:12], frame[ETH_HEADER:], verdict.group, now)
 
     def _wire_facts(self) -> WireFacts:
-        return WireFacts(self.plan, self.pmac, frozenset(self.groups.listened()))
+        return WireFacts(self.plan, self.pmac, frozenset(self.groups.listened()), self.border.externals.map)
 
     def from_wire_ipv4(self, host: Mac, packet: bytes, group: bool, now: float) -> list[Output]:
         """An IPv4 packet from the uplink, sent by the pmac `host`; group: its frame went to a group MAC."""
@@ -369,7 +381,7 @@ class Pipeline:
             return reason
         source = self.plan.locate(header.source)
         if source is None:
-            return DropReason.EXTERNAL_UNSUPPORTED
+            return self.border.from_wire(host, header, packet, now, out)
         if not self.plan.assignable(header.source):
             return DropReason.SPOOF_SOURCE
         if group:
@@ -461,6 +473,10 @@ class Pipeline:
             return DropReason.IDENTITY_UNKNOWN
         return self.identities.want(unsure.identity, entry.found.claim.host, unsure.address, now, held)
 
+    def from_wire_arp(self, frame: bytes, now: float) -> list[Output]:
+        """A whole plain ARP frame that the programs have handed on: it is about an external."""
+        return self.border.arp_untrusted(frame, now)
+
     # ------------------------------------------------------------------ what discovery decided later
 
     def confirm(self, port: int, now: float) -> list[Output]:
@@ -479,6 +495,7 @@ class Pipeline:
         self.dhcp.forget(port)
         self.router.forget_port(port)
         self.shared.forget_port(port)
+        self.border.externals.forget_port(port)
         self.hostnames.pop(port, None)
 
     def collect(self, now: float) -> list[Output]:
@@ -500,15 +517,18 @@ class Pipeline:
             self._event(event, now, out)
         self.groups.members.ports_changed(now)
         out += self.groups.members.outputs()
+        self.border.collect(now, out)
         return out
 
     def next_timer(self) -> float | None:
         """When on_timer wants to be called; discovery's timers are its own."""
-        return self.groups.members.next_timer()
+        timers = (self.groups.members.next_timer(), self.border.externals.next_timer())
+        return min((when for when in timers if when is not None), default=None)
 
     def on_timer(self, now: float) -> None:
         """Its time has come; `collect` has what it said."""
         self.groups.members.on_timer(now)
+        self.border.externals.on_timer(now)
 
     def _identified(
         self, told: IdentityLearned | IdentityMissing, held: HeldPacket | HeldWire, now: float, out: list[Output]
@@ -594,9 +614,12 @@ class Pipeline:
             out.extend(ToGuest(local.port, _ipv4_frame(local.vmac, source, piece)) for piece in held.pieces)
 
     def _gone(self, held: HeldPacket | HeldArp) -> DropReason | None:
+        return self._sender_gone(held.sender)
+
+    def _sender_gone(self, then: Endpoint) -> DropReason | None:
         """Why the sender of something held has no say any more: its port is gone, another's, or not active."""
-        sender = self.ports.port(held.sender.port)
-        if sender is None or (sender.vmac, sender.address) != (held.sender.vmac, held.sender.address):
+        sender = self.ports.port(then.port)
+        if sender is None or (sender.vmac, sender.address) != (then.vmac, then.address):
             return DropReason.PORT_UNKNOWN
         return None if sender.state is PortState.ACTIVE else DropReason.PORT_NOT_ACTIVE
 

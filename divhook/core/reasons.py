@@ -69,6 +69,10 @@ class DropReason(IntEnum):
     IGMP_REFUSED = 88  # malformed, a query (the router alone asks), or one group more than a port may join
     GROUP_RATE_LIMITED = 89  # tc's token bucket for broadcast and multicast of a port
     NO_MEMBER = 90  # from_wire, to a group that no port here is in
+    HOST_SERVICE = 91  # to an address of the host itself
+    EXTERNAL_UNREACHABLE = 92  # neither the server, nor any next hop, answers ARP
+    EXTERNAL_SPOOF = 93  # an external source address, from another MAC than the one that holds it or routes for it
+    EXTERNAL_CONFLICT = 94  # ARP that claims the address of a server which answers elsewhere
 
     # 96..127: the port and the agent
     PORT_NOT_ACTIVE = 96  # tentative, incoming or fenced

@@ -3,7 +3,7 @@
 It exists on each host, has the first address of the subnet and a MAC that is the same everywhere, and does what
 RFC 1812 asks of a router that guests can see: ARP for its address, ping, time exceeded, host and network unreachable,
 fragmentation needed, port unreachable for its own address. It serves its own host's guests only: every answer goes
-straight back into the port that caused it, never to the wire.
+straight back into the port that caused it. To the wire go errors alone, on packets of externals to these guests.
 
 ICMP errors are limited per port (RFC 1812 §4.3.2.8); a guest that provokes more gets silence: the methods that send
 an error return ICMP_RATE_LIMITED then, for the packet to be counted under, and None otherwise.
@@ -12,10 +12,10 @@ an error return ICMP_RATE_LIMITED then, for the packet to be counted under, and 
 from dataclasses import dataclass
 from functools import partial
 
-from divhook.core.addressing import Address, AddressPlan, SubnetId, rmac
+from divhook.core.addressing import Address, AddressPlan, Mac, SubnetId, rmac
 from divhook.core.dhcp import SubnetService
 from divhook.core.endpoint import Endpoint
-from divhook.core.outputs import Output, ToGuest
+from divhook.core.outputs import Output, ToGuest, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.wire import icmp
 from divhook.core.wire.ethernet import ETHERTYPE_IPV4, Ethernet
@@ -118,6 +118,30 @@ class Router:
     ) -> DropReason | None:
         """DF is set and the next subnet's MTU is smaller (RFC 1191)."""
         return self._error(endpoint, header, packet, now, out, partial(icmp.fragmentation_needed, mtu=mtu))
+
+    def tell_external(
+        self,
+        local: Endpoint,
+        header: Header,
+        packet: bytes,
+        mac: Mac,
+        pmac: Mac,
+        now: float,
+        out: list[Output],
+        mtu: int | None = None,
+    ) -> DropReason | None:
+        """The same errors for an external whose packet to a guest can't go on: back to the MAC it came from.
+
+        mtu: fragmentation needed; None: the TTL ran out. Limited per guest, as the guest's own.
+        """
+        if not icmp.may_answer_with_error(header, packet):
+            return None
+        if not self._errors.take(local.port, now):
+            return DropReason.ICMP_RATE_LIMITED
+        build = icmp.time_exceeded if mtu is None else partial(icmp.fragmentation_needed, mtu=mtu)
+        error = build(packet, self._plan.router(local.subnet), header.source)
+        out.append(ToWire(Ethernet(mac, pmac, ETHERTYPE_IPV4, error).emit()))
+        return None
 
     def _error(
         self,

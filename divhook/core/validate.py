@@ -5,6 +5,7 @@
                                           └ RARP: form ─ its own MAC ─▶ divert
     from_wire    for us? ─┬ IPv4, virtual: MACs, tags ─ header ─ group or pmac ─ no DHCP ─▶ divert
                           ├ discovery: MACs, tags ─ length ─▶ divert
+                          ├ plain ARP of a declared external ─▶ divert; on its own affairs, a copy
                           ├ plain ARP on a virtual address ─▶ drop
                           └ all else ─▶ the host's own stack
 
@@ -18,8 +19,9 @@ from enum import Enum, auto
 
 from divhook.core.addressing import GROUP_PREFIX, LIMITED_BROADCAST, ZERO_ADDRESS, Address, AddressPlan, Mac
 from divhook.core.endpoint import Endpoint, PortState
+from divhook.core.external import ExternalMap
 from divhook.core.reasons import DropReason
-from divhook.core.wire.arp import ARP_LENGTH, parse_arp_untrusted, parse_rarp_untrusted
+from divhook.core.wire.arp import ARP_LENGTH, ARP_REQUEST, parse_arp_untrusted, parse_rarp_untrusted
 from divhook.core.wire.discovery import MAGIC, MAX_PAYLOAD, TRAILER_LENGTH, TRAILER_OFFSET
 from divhook.core.wire.errors import WireError
 from divhook.core.wire.ethernet import (
@@ -39,6 +41,7 @@ DHCP_CLIENT_PORT = 68
 MAX_TAGS = 4
 """Tags of a frame from the wire that are looked below; one more is no honest frame's."""
 TAG_LENGTH = 4
+NOTHING_OUTSIDE = ExternalMap()
 DISCOVERY_MIN_LENGTH = TRAILER_OFFSET + TRAILER_LENGTH
 DISCOVERY_MAX_LENGTH = DISCOVERY_MIN_LENGTH + MAX_PAYLOAD
 """Bytes of a whole discovery frame."""
@@ -55,10 +58,14 @@ class Lane(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Divert:
-    """To the agent. group: the frame's destination MAC is a group address (bit G of the mark)."""
+    """To the agent. group: the frame's destination MAC is a group address (bit G of the mark).
+
+    copied: to the host's own stack as well; above its rate, to that alone.
+    """
 
     lane: Lane
     group: bool
+    copied: bool = False
 
 
 class Addressed(Enum):
@@ -78,6 +85,7 @@ class WireFacts:
     plan: AddressPlan
     pmac: Mac
     groups: frozenset[Mac]
+    externals: ExternalMap = NOTHING_OUTSIDE
 
     def addressed(self, destination: Mac) -> Addressed:
         """Whom a destination MAC means."""
@@ -179,7 +187,7 @@ def from_wire(facts: WireFacts, frame: bytes) -> Divert | DropReason | None:
         return None
     if to is not Addressed.MULTICAST and payload[ARP_LENGTH:].startswith(MAGIC):
         return _wire_discovery(to, frame, tagged)
-    return _wire_plain_arp(facts, tagged, payload) if ethertype == ETHERTYPE_ARP else None
+    return _wire_plain_arp(facts, to, tagged, payload) if ethertype == ETHERTYPE_ARP else None
 
 
 def _below_tags(frame: bytes) -> tuple[int, int]:
@@ -235,10 +243,18 @@ def _wire_discovery(to: Addressed, frame: bytes, tagged: bool) -> Divert | DropR
     return reason or Divert(Lane.DISCOVERY, to is Addressed.GROUP)
 
 
-def _wire_plain_arp(facts: WireFacts, tagged: bool, payload: bytes) -> DropReason | None:
-    """Nobody claims a virtual address by plain ARP: such a frame never reaches the host's ARP."""
+def _wire_plain_arp(facts: WireFacts, to: Addressed, tagged: bool, payload: bytes) -> Divert | DropReason | None:
+    """Nobody claims a virtual address by plain ARP: such a frame never reaches the host's ARP.
+
+    A declared external may ask for one, and what else it says of itself is the host's and the agent's.
+    """
     if len(payload) < ARP_LENGTH:
         return None  # the host's ARP refuses it
-    if facts.plan.contains(payload[14:18]) or facts.plan.contains(payload[24:28]):
+    spa, about_guests = payload[14:18], any(facts.plan.contains(payload[at : at + 4]) for at in (14, 24))
+    if about_guests and (tagged or facts.plan.contains(spa)):
         return DropReason.VLAN_TAGGED if tagged else DropReason.UNKNOWN_HOST
-    return None
+    if tagged or not facts.externals.is_on_link(spa):
+        return DropReason.UNKNOWN_HOST if about_guests else None
+    if about_guests and payload[6:8] != ARP_REQUEST.to_bytes(2, "big"):
+        return DropReason.UNKNOWN_HOST
+    return Divert(Lane.DISCOVERY, to is not Addressed.HOST, copied=not about_guests)

@@ -98,6 +98,9 @@ class Policies(Protocol):
     def may_talk(self, own: int, other: int) -> bool:
         """Whether any rule of a cell (its number) could allow anything to or from another: asked before discovery."""
 
+    def may_reach(self, endpoint: Endpoint, external: Address) -> bool:
+        """Whether any rule or default could allow anything between the two: asked before ARP is answered."""
+
     def told(self, event: FlowEvent) -> None:
         """For the flow log."""
 
@@ -128,6 +131,10 @@ class NoPolicies:
         return Decision(relation in (Relation.SUBNET, Relation.CELL))
 
     def may_talk(self, own: int, other: int) -> bool:
+        """No."""
+        return False
+
+    def may_reach(self, endpoint: Endpoint, external: Address) -> bool:
         """No."""
         return False
 

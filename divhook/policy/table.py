@@ -238,6 +238,22 @@ class Table:
         verdict = next((v for v in matches if not v.allow), matches[0] if matches else None)
         return Decision(scope.default(relation) if verdict is None else verdict.allow, verdict, lookups)
 
+    def may_reach(self, local: int, external: Address) -> bool:
+        """Whether anything at all may pass between a local identity and an external address, either way.
+
+        It looks at every entry: the caller remembers the answer.
+        """
+        scopes = self.locals.get(local)
+        if scopes is None:
+            return False
+        address = pack(int.from_bytes(external, "big"), ADDRESS_BITS)
+        found = next((self.prefixes[p] for p in covering(address, 32) if p in self.prefixes), 0)
+        remotes = {int(Relation.EXTERNAL), found} - {0}
+        return any(s.external for s in scopes) or any(
+            verdict.allow and key.remote in remotes and key.scope in (s.rules for s in scopes)
+            for key, verdict in self.entries.items()
+        )
+
     def _longest(self, scope: int, remote: int, within: int) -> Verdict | None:
         for packed in covering(within, SPACE_BITS):
             if verdict := self.entries.get(entry_key(scope, remote, packed)):

@@ -43,6 +43,9 @@ STRUCTS = {
     "policy_class": layout.PolicyClass,
     "cell_pair": layout.CellPair,
     "rule_count": layout.RuleCount,
+    "prefix_key": layout.PrefixKey,
+    "prefix": layout.Prefix,
+    "next_hops": layout.NextHops,
     "flow_event": layout.FlowEvent,
 }
 

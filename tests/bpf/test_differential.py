@@ -24,8 +24,10 @@ from divhook.adapters.bpf import DROP, FROM_GUEST, FROM_WIRE, PASS, REDIRECT
 from divhook.core import validate
 from divhook.core.addressing import AddressPlan, SubnetId
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState
+from divhook.core.external import ExternalMap, NextHop, OnLink, Route
 from divhook.core.reasons import DropReason
 from divhook.core.validate import Divert, Lane, WireFacts
+from divhook.core.wire.discovery import is_discovery
 
 FRAMES = 2_500
 """Per set-up: 30,000 in all."""
@@ -72,12 +74,19 @@ def guest_judge(entry: PortEntry) -> Judge:
     return judge
 
 
-def wire_judge(plan: AddressPlan, closed_to: Callable[[bytes], bool]) -> Judge:
-    facts = WireFacts(plan, f.PMAC, frozenset({f.GROUP}))
+def wire_judge(
+    plan: AddressPlan, closed_to: Callable[[bytes], bool], externals: ExternalMap = validate.NOTHING_OUTSIDE
+) -> Judge:
+    facts = WireFacts(plan, f.PMAC, frozenset({f.GROUP}), externals)
 
     def judge(frame: bytes) -> Outcome:
         verdict = validate.from_wire(facts, frame)
-        if isinstance(verdict, Divert) and closed_to(frame[6:12]):
+        if isinstance(verdict, Divert) and verdict.copied:
+            # Any sender's: nobody has the key who speaks plain ARP. The host's own stack has it in either case.
+            closed = closed_to(bytes(6))
+            return Outcome(PASS, frame, MARK, diverted=None if closed else PORT_WIRE)
+        plain = isinstance(verdict, Divert) and verdict.lane is Lane.DISCOVERY and not is_discovery(frame)
+        if isinstance(verdict, Divert) and closed_to(bytes(6) if plain else frame[6:12]):
             limits = {Lane.IPV4: DropReason.DIVERT_RATE_LIMITED, Lane.DISCOVERY: DropReason.DISCOVERY_RATE_LIMITED}
             verdict = limits[verdict.lane]
         if verdict is None:
@@ -90,6 +99,10 @@ def wire_judge(plan: AddressPlan, closed_to: Callable[[bytes], bool]) -> Judge:
     return judge
 
 
+OUTSIDE = ExternalMap(
+    [OnLink(IPv4Network(prefix), 1500) for prefix in ("192.0.2.0/24", "203.0.113.0/24", "198.51.100.0/24")],
+    [Route(IPv4Network("0.0.0.0/0"), (NextHop(bytes((192, 0, 2, 1))),), 1500)],
+)
 GUEST_SETUPS: dict[str, dict[str, object]] = {
     "active": {},
     "tentative": {"state": PortState.TENTATIVE},
@@ -194,6 +207,34 @@ def test_mutated_frames_from_the_wire_end_alike_in_the_twin_and_in_the_kernel(be
     changes, judge = WIRE_SETUPS[name]
     bench.programs.configure(host_entry(**changes))
     run_seeded(Referee(bench, FROM_WIRE, judge), WIRE_CORPUS, f"from_wire, {name}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "closed_to"),
+    [({}, lambda source: False), ({"stranger_discovery_rate": CLOSED}, lambda source: source != f.PEER)],
+    ids=["open", "no strangers"],
+)
+def test_mutated_arp_of_externals_ends_alike_in_the_twin_and_in_the_kernel(
+    bench: Bench, changes: dict[str, object], closed_to: Callable[[bytes], bool]
+) -> None:
+    bench.programs.configure(host_entry(**changes))
+    bench.programs.external.declare(OUTSIDE, ())
+    senders = [f.OUTSIDE, f.ADDRESS, bytes((192, 0, 2, 1)), bytes((8, 8, 8, 8))]
+    corpus = [
+        f.ethernet(f.arp(spa, tpa, op=op, sha=f.PEER), f.ARP, source=f.PEER, destination=destination)
+        for spa in senders
+        for tpa in senders
+        for op in (1, 2)
+        for destination in (f.PMAC, f.BROADCAST)
+    ]
+    referee = Referee(bench, FROM_WIRE, wire_judge(PLAN, closed_to, OUTSIDE))
+    try:
+        run_seeded(referee, corpus, f"ARP of externals {sorted(changes)}")
+        assert {"untouched", "UNKNOWN_HOST", "diverted" if not changes else "DISCOVERY_RATE_LIMITED"} <= set(
+            referee.seen
+        )
+    finally:
+        bench.programs.external.declare(ExternalMap(), ())
 
 
 def test_mutants_reach_every_end_that_tc_has(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from divhook.cli.main import main
 from divhook.config.dhcp_options import KNOWN
 from divhook.config.domain import _ATTRIBUTES
+from divhook.config.external import ExternalConfig, ExternalRouteConfig, NextHopConfig, OnLinkConfig
 from divhook.config.load import load
 from divhook.config.model import (
     AddressesConfig,
@@ -32,6 +33,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "addresses": AddressesConfig,
     "discovery": DiscoveryConfig,
     "limits": LimitsConfig,
+    "external": ExternalConfig,
+    "external: on_link": OnLinkConfig,
+    "external: routes": ExternalRouteConfig,
+    "external: via": NextHopConfig,
     "cells/*.yaml": CellConfig,
     "subnets": SubnetSettings,
     "routes": RouteConfig,
@@ -110,7 +115,7 @@ def test_the_example_host_file_shows_every_key_with_its_default() -> None:
     host = load(ROOT / "policies").host
     assert host == HostConfig()
     assert host.model_fields_set == set(HostConfig.model_fields) - {"uplink"}
-    for part in (host.addresses, host.limits, host.discovery):
+    for part in (host.addresses, host.limits, host.discovery, host.external):
         assert part.model_fields_set == set(type(part).model_fields)
 
 

@@ -168,8 +168,8 @@ def test_dhcp_options_are_encoded_by_name_and_number(etc: Etc) -> None:
 # Each row: a file, and its one problem.
 HOST_MISTAKES = [
     ("uplnk: eth0", "1:1: unknown key 'uplnk' (did you mean 'uplink'?)"),
-    ("a: 1", "1:1: unknown key 'a' (possible here: addresses, bridge, cluster, discovery, fastpath, handover_port, "
-     "key_file, libvirt_uri, limits, log_level, network, queue, resolvers, uplink)"),
+    ("a: 1", "1:1: unknown key 'a' (possible here: addresses, bridge, cluster, discovery, external, fastpath, "
+     "handover_port, key_file, libvirt_uri, limits, log_level, network, queue, resolvers, uplink)"),
     ("queue: 70000", "1:8: 'queue' is 70000: it must be at most 65535"),
     ("queue: '7'", "1:8: 'queue' must be a whole number, not '7' (without the quotes)"),
     ("queue: true", "1:8: 'queue' must be a whole number, not true"),

@@ -34,6 +34,7 @@ from divhook.adapters.bpf.bpffs import is_bpffs
 from divhook.adapters.bpf.carry import carry
 from divhook.adapters.bpf.elf import load_object
 from divhook.adapters.bpf.errors import BpfError, os_error
+from divhook.adapters.bpf.external import ExternalMaps
 from divhook.adapters.bpf.flows import TICKS, FlowTables, kernel_ticks_per_s
 from divhook.adapters.bpf.policy import PolicyMaps
 from divhook.adapters.bpf.ring import Ring
@@ -72,6 +73,8 @@ _LAYOUTS: dict[str, tuple[int, type[ctypes.Structure] | type[ctypes.c_uint32]]] 
     "policy_prefixes": (ctypes.sizeof(layout.ExternalKey), layout.PolicyClass),
     "cell_pairs": (ctypes.sizeof(layout.CellPair), ctypes.c_uint32),
     "rule_counts": (8, layout.RuleCount),
+    "prefixes": (ctypes.sizeof(layout.PrefixKey), layout.Prefix),
+    "next_hops": (4, layout.NextHops),
 }
 FLOW_LOG = "flow_log"
 """The ring. Maps that are neither here nor there are the programs' own."""
@@ -102,6 +105,7 @@ class Programs:
         self._use_tcx = use_tcx
         self.flows = FlowTables(maps["flows"], programs[TICKS])
         self.policy = PolicyMaps(maps, self.flows)
+        self.external = ExternalMaps(maps)
         self.flow_log: Ring | None = None
 
     @classmethod

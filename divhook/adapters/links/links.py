@@ -10,7 +10,7 @@ milliseconds of the loop.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -259,6 +259,13 @@ class Links:
         except NetlinkError as error:
             if error.code != _ESRCH:
                 raise
+
+    async def addresses(self, ifindex: int) -> list[IPv4Interface]:
+        """IPv4 addresses of a link, each with the prefix that is on link by it."""
+        return [
+            IPv4Interface((message.get("local") or message.get("address"), message["prefixlen"]))
+            async for message in await self._netlink.get_addr(family=_AF_INET, index=ifindex)
+        ]
 
     async def overlaps(self, supernet: IPv4Network) -> list[str]:
         """Addresses, routes and name servers of this host inside the virtual space, one line each for a person."""

@@ -163,3 +163,18 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, FLOW_LOG_BYTES);
 } flow_log SEC(".maps");
+
+/* What is outside, and the routers on the way to it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix_key);
+	__type(value, struct prefix);
+} prefixes SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ROUTES);
+	__type(key, __u32);
+	__type(value, struct next_hops);
+} next_hops SEC(".maps");

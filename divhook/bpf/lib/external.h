@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * What is outside the virtual address space: the twin of divhook/core/external.py and border.py.
+ *
+ * Servers and routers without an agent are found by ordinary ARP, which the agent reads. Of plain ARP from the uplink it
+ * gets what is from a declared address, and nothing else:
+ *
+ *   spa declared on link, tpa virtual, a request   to the agent alone, which may answer with pmac
+ *   spa declared on link, neither virtual          to the host's own ARP, and a copy to the agent
+ *   either address virtual, otherwise              UNKNOWN_HOST: nobody claims a virtual address
+ *   all else                                       the host's own ARP
+ */
+#pragma once
+
+#include "arp.h"
+#include "count.h"
+#include "forward.h"
+#include "limit.h"
+
+static __always_inline const struct prefix *prefix_of(__be32 address_be)
+{
+	struct prefix_key key = {.prefix_bits = 32, .address_be = address_be};
+
+	return bpf_map_lookup_elem(&prefixes, &key);
+}
+
+static __always_inline bool is_on_link(__be32 address_be)
+{
+	const struct prefix *prefix = prefix_of(address_be);
+
+	return prefix && prefix->kind == PREFIX_ON_LINK;
+}
+
+/* Not inlined: a frame of its own. mark: of a frame from the uplink that is diverted. */
+static __noinline int wire_plain_arp(struct __sk_buff *skb, const struct host_config *host, const struct frame *frame,
+				     __u32 mark)
+{
+	__u32 before = skb->mark;
+	bool about_guests;
+	struct arp arp;
+
+	if (bpf_skb_load_bytes(skb, frame->l3, &arp, sizeof(arp)))
+		return PASS; /* the host's ARP refuses it */
+	about_guests = is_virtual(host, arp.spa_be) || is_virtual(host, arp.tpa_be);
+	if (about_guests && (frame->tagged || is_virtual(host, arp.spa_be)))
+		return drop(skb, 0, frame->tagged ? VLAN_TAGGED : UNKNOWN_HOST);
+	if (frame->tagged || !is_on_link(arp.spa_be))
+		return about_guests ? drop(skb, 0, UNKNOWN_HOST) : PASS;
+	if (about_guests && arp.op_be != bpf_htons(ARP_REQUEST))
+		return drop(skb, 0, UNKNOWN_HOST);
+	if (!conforms(skb, 0, BUCKET_STRANGER_DISCOVERY, &host->wire_rates[BUCKET_STRANGER_DISCOVERY]))
+		return about_guests ? drop(skb, 0, DISCOVERY_RATE_LIMITED) : PASS;
+	count_diverted(skb, 0);
+	skb->mark = mark;
+	if (about_guests)
+		return bpf_redirect(host->divbr_ifindex, BPF_F_INGRESS);
+	bpf_clone_redirect(skb, host->divbr_ifindex, BPF_F_INGRESS);
+	skb->mark = before;
+	return PASS;
+}
+
+/* No single host's address: multicast, broadcast, class E, loopback, "this". */
+static __always_inline bool is_martian(__be32 address_be)
+{
+	__u32 first = bpf_ntohl(address_be) >> 24;
+
+	return first == 0 || first == 127 || first >= 224;
+}
+
+/* Which share of a route a flow has: divhook/core/external.py, flow_hash. */
+static __always_inline __u32 flow_slot(struct __sk_buff *skb, const struct packet *packet)
+{
+	__u32 value = bpf_ntohl(packet->source_be);
+	__be32 ports_be = 0;
+
+	if ((packet->protocol == PROTOCOL_TCP || packet->protocol == PROTOCOL_UDP) && !packet->fragment &&
+	    packet->total_length >= packet->header_length + sizeof(ports_be))
+		bpf_skb_load_bytes(skb, ETH_LEN + packet->header_length, &ports_be, sizeof(ports_be));
+	value = value * 0x9e3779b1 ^ bpf_ntohl(packet->destination_be);
+	value ^= value >> 15;
+	value = value * 0x9e3779b1 ^ bpf_ntohl(ports_be);
+	value ^= value >> 15;
+	value = value * 0x9e3779b1 ^ packet->protocol;
+	value ^= value >> 15;
+	return value * 0x85ebca6b >> 26;
+}
+
+/* A valid packet of an active port to an address outside, in a frame to the router. */
+static __always_inline int forward_to_external(struct __sk_buff *skb, const struct host_config *host,
+					       const struct port *port, const struct packet *packet)
+{
+	__be32 next_be = packet->destination_be;
+	const struct prefix *prefix;
+	struct endpoint *server;
+	struct headers *start;
+	__u32 bytes = skb->len, packets;
+	int verdict;
+
+	if (!(port->flags & PORT_POLICED) || is_martian(next_be))
+		return NOT_KNOWN; /* only a policy lets anything out */
+	prefix = prefix_of(next_be);
+	if (!prefix || prefix->kind == PREFIX_HOST)
+		return NOT_KNOWN;
+	if (prefix->kind == PREFIX_ROUTE) {
+		const struct next_hops *hops = bpf_map_lookup_elem(&next_hops, &prefix->route);
+
+		if (!hops)
+			return NOT_KNOWN;
+		next_be = hops->slots_be[flow_slot(skb, packet) & (NEXT_HOP_SLOTS - 1)];
+	}
+	server = endpoint_of(next_be);
+	if (!server || server->kind != ENDPOINT_EXTERNAL || packet->ttl <= 1 ||
+	    !fits(skb, packet, prefix->mtu, &packets))
+		return NOT_KNOWN;
+	verdict = enforce(skb, port->port_id, port->port_id, packets, STEP_OUTWARD | STEP_POLICED, 0);
+	if (verdict != PASSES)
+		return verdict;
+	if (!trim(skb, packet))
+		return NOT_KNOWN;
+	start = FRAME_START(skb, struct headers);
+	if (!start)
+		return NOT_KNOWN;
+	count_from(port->port_id, packets, bytes);
+	endpoint_used(server);
+	mac_copy(&start->ethernet.destination, &server->host);
+	mac_copy(&start->ethernet.source, &host->pmac);
+	ttl_decrement(start);
+	return redirect(skb, host->uplink_ifindex);
+}
+
+/* The next hop of a route that has this MAC. */
+static __always_inline struct endpoint *next_hop_at(__u32 route, const struct mac *source)
+{
+	const struct next_hops *hops = bpf_map_lookup_elem(&next_hops, &route);
+
+	if (!hops)
+		return 0;
+	for (int i = 0; i < MAX_NEXT_HOPS; i++) {
+		struct endpoint *hop;
+		__be32 address_be = hops->hops_be[i];
+
+		if (!address_be)
+			break;
+		hop = endpoint_of(address_be);
+		if (hop && hop->kind == ENDPOINT_EXTERNAL && mac_equal(&hop->host, source))
+			return hop;
+	}
+	return 0;
+}
+
+/* A valid packet to the host's pmac from `source`, with a virtual destination, of an address outside. */
+static __always_inline int forward_from_external(struct __sk_buff *skb, const struct host_config *host,
+						 const struct packet *packet, const struct mac *source)
+{
+	struct endpoint *local = endpoint_of(packet->destination_be), *sender;
+	const struct prefix *prefix = prefix_of(packet->source_be);
+	struct headers *start;
+	__u32 bytes = skb->len, packets;
+	int verdict;
+
+	if (!prefix || prefix->kind == PREFIX_HOST || !local || local->kind != ENDPOINT_LOCAL ||
+	    !(local->flags & ENDPOINT_POLICED) || packet->ttl <= 1)
+		return NOT_KNOWN;
+	if (prefix->kind == PREFIX_ROUTE) {
+		sender = next_hop_at(prefix->route, source);
+	} else {
+		sender = endpoint_of(packet->source_be);
+		if (sender && (sender->kind != ENDPOINT_EXTERNAL || !mac_equal(source, &sender->host)))
+			sender = 0;
+	}
+	if (!sender || !fits(skb, packet, local->mtu, &packets))
+		return NOT_KNOWN;
+	verdict = enforce(skb, 0, local->port_id, packets, STEP_POLICED, 0);
+	if (verdict != PASSES)
+		return verdict;
+	if (!trim(skb, packet))
+		return NOT_KNOWN;
+	start = FRAME_START(skb, struct headers);
+	if (!start)
+		return NOT_KNOWN;
+	endpoint_heard(sender);
+	mac_copy(&start->ethernet.destination, &local->vmac);
+	router_mac(host, packet->destination_be, &start->ethernet.source);
+	ttl_decrement(start);
+	count_to(local->port_id, packets, bytes);
+	return redirect(skb, local->ifindex);
+}

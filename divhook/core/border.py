@@ -1,0 +1,245 @@
+"""Between guests and what is outside: the pipeline's part for packets with one virtual and one external address.
+
+    from_guest   declared? ─ host's own? ─ policy ─ TTL ─ MTU ─ MAC of it, or of a next hop ─▶ to_wire, src := pmac
+    from_wire    port here? ─ policy ─ source: sent by its MAC, or by a next hop's ─ TTL ─ MTU ─▶ to_guest, src := rmac
+    ARP          asks for a guest of this host that may be reached ─▶ answered with pmac; all else teaches MACs at most
+
+The host is a router between the two: TTL-1 each way, and the ICMP errors of the guest's subnet's router each way.
+Default deny: without a policy that permits, no packet goes out or in, and no ARP is answered.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from divhook.core.addressing import Address, AddressPlan, Mac
+from divhook.core.discovery.events import Outcome
+from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
+from divhook.core.external import ExternalEvent, ExternalFound, Externals, ExternalSilent, Way
+from divhook.core.guard import Guard, Unsure
+from divhook.core.outputs import Drop, Output, ToWire
+from divhook.core.reasons import DropReason
+from divhook.core.router import Router
+from divhook.core.wire.arp import ARP_REQUEST, parse_arp_untrusted, reply_frame
+from divhook.core.wire.errors import WireError
+from divhook.core.wire.ethernet import ETH_HEADER
+from divhook.core.wire.ipv4 import Header, decrement_ttl, fragment, header_untrusted
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A guest's packet that waits for a next hop; pieces are what will be sent, ready but for the MACs."""
+
+    sender: Endpoint
+    packet: bytes
+    pieces: tuple[bytes, ...]
+    destination: Address
+
+
+@dataclass(frozen=True, slots=True)
+class HeldIn:
+    """A server's packet that waits for the server's MAC to be confirmed."""
+
+    mac: Mac
+    packet: bytes
+
+
+class Border:
+    """One host's traffic with what is outside."""
+
+    def __init__(
+        self,
+        plan: AddressPlan,
+        pmac: Mac,
+        ports: PortTable,
+        router: Router,
+        guard: Guard,
+        externals: Externals,
+        gone: Callable[[Endpoint], DropReason | None],
+    ) -> None:
+        self.externals = externals
+        self.decided: list[Address] = []  # servers and next hops that a frame has just gone to or come from
+        self.pending_events: list[ExternalEvent] = []
+        self._plan = plan
+        self._pmac = pmac
+        self._ports = ports
+        self._router = router
+        self._guard = guard
+        self._gone = gone
+
+    def _refuses(
+        self, endpoint: Endpoint, header: Header, packet: bytes, outward: bool, now: float
+    ) -> DropReason | None:
+        """Why a packet may not pass between a guest and what is outside: nothing does without a policy."""
+        if self._guard.policies.port(endpoint) is None:
+            return DropReason.POLICY_DENIED
+        verdict = self._guard.check(endpoint, header, packet, outward, 0, now)
+        return DropReason.IDENTITY_UNKNOWN if isinstance(verdict, Unsure) else verdict
+
+    def announce(self, address: Address, now: float) -> None:
+        """A claim of this host's own is new: externals that may reach the guest learn where it is now."""
+        local = self._ports.at(address)
+        if local is not None and local.state is PortState.ACTIVE and self._guard.policies.port(local) is not None:
+            self.externals.announce(address, now)
+
+    # ------------------------------------------------------------------ from_guest
+
+    def from_guest(
+        self, endpoint: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]
+    ) -> DropReason | None:
+        """A guest's packet to an external address. None: sent, or held."""
+        destination = header.destination
+        way = self.externals.way(header, packet, destination)
+        if way is None:
+            unreachable = self._router.net_unreachable(endpoint, header, packet, now, out)
+            return unreachable or DropReason.EXTERNAL_UNSUPPORTED
+        if self.externals.is_own(destination):
+            return DropReason.HOST_SERVICE
+        refused = self._refuses(endpoint, header, packet, True, now)
+        if refused is not None:
+            return refused
+        if header.ttl <= 1:
+            return self._router.time_exceeded(endpoint, header, packet, now, out) or DropReason.TTL_EXPIRED
+        if header.total_length > way.mtu and header.dont_fragment:
+            told = self._router.too_big(endpoint, header, packet, way.mtu, now, out)
+            return told or DropReason.FRAGMENTATION_NEEDED
+        pieces = tuple(fragment(decrement_ttl(packet), way.mtu))
+        return self._send(HeldOut(endpoint, packet, pieces, destination), way, now, out)
+
+    def _send(self, held: HeldOut, way: Way, now: float, out: list[Output]) -> DropReason | None:
+        answer = self.externals.resolve(way.next_hop, held.sender.port, now, held)
+        if isinstance(answer, bytes):
+            self.decided.append(way.next_hop)
+            out.extend(ToWire(_ipv4_frame(answer, self._pmac, piece)) for piece in held.pieces)
+            return None
+        if answer is DropReason.EXTERNAL_UNREACHABLE:
+            return self._tell_unreachable(held, now, out) or answer
+        return answer
+
+    def _tell_unreachable(self, held: HeldOut, now: float, out: list[Output]) -> DropReason | None:
+        header = header_untrusted(held.packet)
+        return self._router.host_unreachable(held.sender, header, held.packet, now, out)
+
+    # ------------------------------------------------------------------ from_wire
+
+    def from_wire(self, mac: Mac, header: Header, packet: bytes, now: float, out: list[Output]) -> DropReason | None:
+        """A packet from an external address, in a frame from `mac` to the host. None: delivered, or held."""
+        if self.externals.map.get(header.source) is None:
+            return DropReason.EXTERNAL_UNSUPPORTED
+        local = self._ports.at(header.destination)
+        if local is None:
+            return DropReason.NOT_LOCAL
+        if local.state is not PortState.ACTIVE:
+            return DropReason.PORT_NOT_ACTIVE
+        verdict = self.externals.check_source(header.source, mac, now, HeldIn(mac, packet))
+        if verdict is Outcome.DELIVER:
+            return self._to_guest(mac, local, header, packet, now, out)
+        return verdict if isinstance(verdict, DropReason) else None
+
+    def _to_guest(
+        self, mac: Mac, local: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]
+    ) -> DropReason | None:
+        refused = self._refuses(local, header, packet, False, now)
+        if refused is not None:
+            return refused
+        if header.ttl <= 1:
+            told = self._router.tell_external(local, header, packet, mac, self._pmac, now, out)
+            return told or DropReason.TTL_EXPIRED
+        if header.total_length > local.mtu and header.dont_fragment:
+            told = self._router.tell_external(local, header, packet, mac, self._pmac, now, out, mtu=local.mtu)
+            return told or DropReason.FRAGMENTATION_NEEDED
+        speaker = self.externals.speaker(header.source, mac)
+        if speaker is not None:
+            self.decided.append(speaker)
+        for piece in fragment(decrement_ttl(packet), local.mtu):
+            out.append(self._router.to_guest(local, piece))
+        return None
+
+    # ------------------------------------------------------------------ ARP
+
+    def arp_untrusted(self, frame: bytes, now: float) -> list[Output]:
+        """A whole plain ARP frame from the uplink that concerns an external: it asks for a guest, or tells
+        where the external is. Every one ends here; the host's own ARP has seen what is its own."""
+        out: list[Output] = []
+        try:
+            reason = self._arp(frame, now, out)
+        except WireError as error:
+            reason = error.reason
+        return [*out, Drop(reason, PORT_WIRE, frame)]
+
+    def _arp(self, frame: bytes, now: float, out: list[Output]) -> DropReason:
+        arp = parse_arp_untrusted(frame[ETH_HEADER:])
+        source = frame[6:12]
+        if self._plan.contains(arp.spa):
+            return DropReason.UNKNOWN_HOST  # nobody claims a virtual address by plain ARP
+        answer = refused = False
+        if self._plan.contains(arp.tpa):
+            if arp.operation != ARP_REQUEST:
+                return DropReason.UNKNOWN_HOST
+            local = self._ports.at(arp.tpa)
+            if local is not None and local.state is PortState.ACTIVE:
+                answer = self._guard.policies.may_reach(local, arp.spa)
+                refused = not answer
+        reason = self.externals.receive_untrusted(arp, source, answer, now)
+        if answer and reason is DropReason.CONSUMED:
+            out.append(ToWire(reply_frame(self._pmac, arp.tpa, arp.sha, arp.spa)))
+        return DropReason.POLICY_DENIED if refused and reason is DropReason.CONSUMED else reason
+
+    # ------------------------------------------------------------------ what ARP decided later
+
+    def collect(self, now: float, out: list[Output]) -> None:
+        """Turn the externals' events into outputs, and their questions into frames; the rest is for the shell."""
+        for event in self.externals.events():
+            if isinstance(event, ExternalFound):
+                self.decided.append(event.address)
+                for held in event.items:
+                    self._found(held, event.mac, now, out)
+            elif isinstance(event, ExternalSilent):
+                for held in event.items:
+                    self._silent(held, event, now, out)
+            else:
+                self.pending_events.append(event)
+        out.extend(ToWire(frame) for frame in self.externals.frames_to_send())
+
+    def _found(self, held: object, mac: Mac, now: float, out: list[Output]) -> None:
+        if isinstance(held, HeldOut):
+            gone = self._gone(held.sender)
+            if gone is not None:
+                out.append(_held_drop(held, gone))
+            else:
+                out.extend(ToWire(_ipv4_frame(mac, self._pmac, piece)) for piece in held.pieces)
+            return
+        assert isinstance(held, HeldIn)
+        header = header_untrusted(held.packet)
+        reason: DropReason | None = DropReason.EXTERNAL_SPOOF
+        if held.mac == mac:
+            local = self._ports.at(header.destination)
+            reason = DropReason.NOT_LOCAL
+            if local is not None and local.state is PortState.ACTIVE:
+                reason = self._to_guest(mac, local, header, held.packet, now, out)
+        if reason is not None:
+            out.append(Drop(reason, PORT_WIRE, held.packet))
+
+    def _silent(self, held: object, event: ExternalSilent, now: float, out: list[Output]) -> None:
+        if isinstance(held, HeldIn):
+            out.append(Drop(DropReason.EXTERNAL_SPOOF, PORT_WIRE, held.packet))
+            return
+        assert isinstance(held, HeldOut)
+        reason = self._gone(held.sender)
+        if reason is None:
+            way = self.externals.way(header_untrusted(held.packet), held.packet, held.destination)
+            if way is not None and way.next_hop != event.address:  # another next hop has its flows now
+                reason = self._send(held, way, now, out)
+                if reason is not None:
+                    out.append(_held_drop(held, reason))
+                return
+            reason = self._tell_unreachable(held, now, out) or event.reason
+        out.append(_held_drop(held, reason))
+
+
+def _held_drop(held: HeldOut, reason: DropReason) -> Drop:
+    port = PORT_WIRE if reason is DropReason.PORT_UNKNOWN else held.sender.port
+    return Drop(reason, port, held.packet)
+
+
+def _ipv4_frame(destination: Mac, source: Mac, packet: bytes) -> bytes:
+    return destination + source + b"\x08\x00" + packet
