@@ -268,6 +268,34 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupList:
+    """Map `group_lists`: (ifindex, port id) of those that get a copy. The flags are of a subnet's own list."""
+
+    mtu: int
+    members: tuple[tuple[int, int], ...] = ()
+    complete: bool = False
+    routed: bool = False
+    agents: bool = False
+
+    def pack(self) -> layout.GroupList:
+        """struct group_list. Raises ValueError where there are too many members."""
+        if len(self.members) > layout.MAX_GROUP_MEMBERS:
+            raise ValueError(f"{len(self.members)} members of a list that has room for {layout.MAX_GROUP_MEMBERS}")
+        flags = layout.GROUP_LIST_COMPLETE * self.complete | layout.GROUP_LIST_ROUTED * self.routed
+        raw = layout.GroupList(len(self.members), self.mtu, flags | layout.GROUP_LIST_AGENTS * self.agents)
+        for at, (ifindex, port_id) in enumerate(self.members):
+            raw.members[at] = layout.GroupMember(ifindex, port_id)
+        return raw
+
+    @classmethod
+    def unpack(cls, raw: layout.GroupList) -> "GroupList":
+        """From struct group_list."""
+        members = tuple((raw.members[at].ifindex, raw.members[at].port_id) for at in range(raw.count))
+        flags = (layout.GROUP_LIST_COMPLETE, layout.GROUP_LIST_ROUTED, layout.GROUP_LIST_AGENTS)
+        return cls(raw.mtu, members, *(bool(raw.flags & flag) for flag in flags))
+
+
+@dataclass(frozen=True, slots=True)
 class TrafficCount:
     """What the programs handed on for a port (0: the uplink), and drops that map `drops` had no room for.
 

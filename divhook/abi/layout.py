@@ -46,6 +46,11 @@ ENDPOINT_HEARD = 2
 PORT_TRACKED = 1
 PORT_SHARES = 4
 MAX_SHARED = 65536
+MAX_GROUP_LISTS = 8192
+MAX_GROUP_MEMBERS = 128
+GROUP_LIST_COMPLETE = 1
+GROUP_LIST_ROUTED = 2
+GROUP_LIST_AGENTS = 4
 SHARED_ALLOWED = 1
 SHARED_HELD = 2
 PORT_POLICED = 2
@@ -174,6 +179,29 @@ class MacKey(ctypes.Structure):
     """struct mac_key: key of maps `groups` and `peers`"""
 
     _fields_ = (("mac", Mac), ("pad", ctypes.c_uint8 * 2))
+
+
+class GroupKey(ctypes.Structure):
+    """struct group_key: key of map `group_lists`"""
+
+    _fields_ = (("network_be", Octets4), ("group_be", Octets4))
+
+
+class GroupMember(ctypes.Structure):
+    """struct group_member"""
+
+    _fields_ = (("ifindex", ctypes.c_uint32), ("port_id", ctypes.c_uint32))
+
+
+class GroupList(ctypes.Structure):
+    """struct group_list: value of map `group_lists`"""
+
+    _fields_ = (
+        ("count", ctypes.c_uint32),
+        ("mtu", ctypes.c_uint16),
+        ("flags", ctypes.c_uint16),
+        ("members", GroupMember * MAX_GROUP_MEMBERS),
+    )
 
 
 class SharedKey(ctypes.Structure):

@@ -382,6 +382,7 @@ class Agent:
 
     async def _adopt_neighbours(self) -> None:
         begin_s, mine = self._loop.time(), self.dataplane.pipeline.ports.at
+        self.dataplane.group_lists.adopt(begin_s)
         for _ in self.dataplane.fastpath.adopt(begin_s, lambda address: mine(address) is not None):
             self.dataplane.inject(self._loop.time(), [])
             await asyncio.sleep(0)  # frames come first

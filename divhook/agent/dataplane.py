@@ -16,6 +16,7 @@ from divhook.adapters.nfqueue import BATCH, DivertQueue
 from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
 from divhook.agent.fastpath import FastPath
 from divhook.agent.flow_log import FlowLog
+from divhook.agent.group_lists import GroupLists
 from divhook.agent.outside import Outside
 from divhook.agent.shared import SharedMaps
 from divhook.agent.traffic import Tally
@@ -131,6 +132,7 @@ class Dataplane:
         self.shared = SharedMaps(programs, fastpath, pipeline.ports)
         self.outside = Outside(programs, pipeline.border.externals, fastpath.enabled)
         fastpath.outside = self.outside
+        self.group_lists = GroupLists(programs, pipeline, self.ifindex_of, fastpath.enabled)
         self._uplink = uplink_ifindex
         self._listener = listener
         self._sender = FrameSender()
@@ -342,6 +344,7 @@ class Dataplane:
         """Whether there was anything."""
         self.execute(self.pipeline.collect(self._now))
         self._guarded(self.shared.sync)
+        self._guarded(self.group_lists.sync)
         events, self.pipeline.pending_events = self.pipeline.pending_events, []
         for event in events:
             if isinstance(event, UnknownHost):

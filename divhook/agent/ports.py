@@ -180,12 +180,14 @@ class Ports:
                 _told(self._programs.attach_port, ifindex)
         _told(self._dataplane.fastpath.keep_true)
         _told(self._dataplane.shared.keep_true)
+        _told(self._dataplane.group_lists.keep_true)
         for ifindex in ports.keys() - wanted.keys():
             self._take_off(ifindex, ports[ifindex].port_id)
 
     def topology_changed(self, nics: Iterable[Nic]) -> None:
         """Tell core and kernel of ports in subnets that have another MTU or limit: both compare with the same."""
         pipeline, ports = self._dataplane.pipeline, self._programs.ports()
+        self._dataplane.group_lists.again()
         for nic in nics:
             endpoint, facts = pipeline.ports.port(nic.port), pipeline.topology.get(nic.placement.id)
             if endpoint is None or facts is None:

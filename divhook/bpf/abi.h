@@ -222,6 +222,30 @@ struct buckets {
 	__u64 full_at_ns[BUCKETS];
 };
 
+/*
+ * Map `group_lists`: subnet's network address and group → the ports here that get a copy. group 0xffffffff: every
+ * active port of the subnet, for broadcast and 224.0.0.0/24. Exchanged as a whole.
+ */
+#define MAX_GROUP_LISTS 8192
+#define MAX_GROUP_MEMBERS 128 /* more are the agent's */
+#define GROUP_LIST_COMPLETE 1 /* of a subnet's own: a group without a list has no members here */
+#define GROUP_LIST_ROUTED 2   /* of a subnet's own: multicast goes to other subnets, too, by the agent */
+#define GROUP_LIST_AGENTS 4   /* of a subnet's own: a port has a policy, or there are too many */
+struct group_key {
+	__be32 network_be;
+	__be32 group_be;
+};
+struct group_member {
+	__u32 ifindex;
+	__u32 port_id;
+};
+struct group_list {
+	__u32 count;
+	__u16 mtu; /* bytes of an IP packet in the subnet */
+	__u16 flags;
+	struct group_member members[MAX_GROUP_MEMBERS];
+};
+
 /* Map `shared`: an address that a port may take besides its own → whether it has it. ARP may say that it takes it;
  * packets pass from those alone that it has. */
 #define MAX_SHARED 65536 /* MAX_PORTS with 16 each */

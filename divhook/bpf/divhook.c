@@ -17,6 +17,7 @@
 #include "lib/ethernet.h"
 #include "lib/external.h"
 #include "lib/forward.h"
+#include "lib/group.h"
 #include "lib/ipv4.h"
 #include "lib/limit.h"
 
@@ -87,9 +88,15 @@ static __always_inline int guest_packet(struct __sk_buff *skb, const struct host
 	if (group && !dhcp && !igmp && !conforms(skb, port->port_id, BUCKET_GROUP, &port->rates[BUCKET_GROUP]))
 		return drop(skb, port->port_id, GROUP_RATE_LIMITED);
 	if (!dhcp && port->state == PORT_ACTIVE && host->flags & HOST_FASTPATH) {
-		verdict = group || is_virtual(host, packet->destination_be) ?
-				  forward_from_guest(skb, host, port, packet, group) :
-				  forward_to_external(skb, host, port, packet);
+		if (group && !igmp) {
+			struct packet to_group = *packet; /* so that others may stay in registers */
+
+			verdict = group_from_guest(skb, host, port, &to_group);
+		} else {
+			verdict = group || is_virtual(host, packet->destination_be) ?
+					  forward_from_guest(skb, host, port, packet, group) :
+					  forward_to_external(skb, host, port, packet);
+		}
 		if (verdict != NOT_KNOWN)
 			return verdict;
 	}
@@ -290,10 +297,18 @@ static __always_inline int wire_packet(struct __sk_buff *skb, const struct host_
 		return drop(skb, PORT_WIRE, SPOOF_SOURCE); /* a guest speaks to the host through the agent only */
 	if (packet_touches_dhcp(packet))
 		return drop(skb, PORT_WIRE, ROGUE_DHCP);
-	if (!group && host->flags & HOST_FASTPATH) {
-		int verdict = is_virtual(host, packet->source_be) ?
-				      forward_from_wire(skb, host, packet, source) :
-				      forward_from_external(skb, host, packet, source);
+	if (host->flags & HOST_FASTPATH) {
+		int verdict;
+
+		if (group) {
+			struct packet to_group = *packet;
+			struct mac from = *source;
+
+			verdict = group_from_wire(skb, host, &to_group, &from);
+		} else {
+			verdict = is_virtual(host, packet->source_be) ? forward_from_wire(skb, host, packet, source) :
+									forward_from_external(skb, host, packet, source);
+		}
 
 		if (verdict != NOT_KNOWN)
 			return verdict;

@@ -55,6 +55,7 @@ class PortTable:
     def __init__(self) -> None:
         self._by_port: dict[int, Endpoint] = {}
         self._by_subnet: dict[SubnetId, dict[int, Endpoint]] = {}
+        self.generation = 0  # goes up with every change
         self._holder: dict[Address, int] = {}  # of addresses that move between endpoints
         self.moved: set[int] = set()  # ports that may take other addresses now, or hold others; as `touched`
         self.unasked: set[int] = set()  # ports that may hold addresses that nobody knows of; as `touched`
@@ -81,6 +82,7 @@ class PortTable:
             self.moved.add(endpoint.port)
             self.unasked.add(endpoint.port)
         self._by_port[endpoint.port] = endpoint
+        self.generation += 1
         self._by_subnet.setdefault(endpoint.subnet, {})[endpoint.port] = endpoint
         self.touched.add(endpoint.subnet)
         if endpoint.address is not None:
@@ -95,6 +97,7 @@ class PortTable:
         if not self._by_subnet[old.subnet]:
             del self._by_subnet[old.subnet]
         self.touched.add(old.subnet)
+        self.generation += 1
         if old.allowed:
             self.moved.add(port)
             self.unasked.add(port)

@@ -108,6 +108,13 @@ class Memberships:
                 reason = DropReason.IGMP_REFUSED
         return reason
 
+    def restore(self, port: int, group: Address, now: float) -> None:
+        """A port was a member to an agent before this one."""
+        self.ports_changed(now)
+        known = self._ports.get(port)
+        if known is not None and len(known.groups) < MAX_GROUPS_PER_PORT:
+            self._join(port, known, group, now)
+
     def _join(self, port: int, known: _Port, group: Address, now: float) -> None:
         if group not in known.groups:
             self.changed.add((known.subnet, group))

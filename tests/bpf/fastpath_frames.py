@@ -74,6 +74,7 @@ def shapes() -> list[Shape]:
 
 
 SHAPES = shapes()
+GROUPS = (bytes((239, 1, 2, 3)), bytes((232, 129, 0, 9)), bytes((239, 255, 0, 1)))
 DHCP_SHAPES = [Shape(f.UDP, f.udp(*ports, NOISE[:length])) for ports in DHCP_PORTS for length in (0, 4, 300)]
 
 
@@ -108,9 +109,29 @@ class Frames:
             )
             return Sent(ifindex, f.ethernet(f.dhcp(source, destination), source=place.vmac))
         source = place.address if rng.random() < 0.97 else self._address(place)
+        if roll < 0.155:
+            return Sent(ifindex, runnable(self._changed(self._igmp(place), 0.1)))
+        if roll < 0.21:
+            destination, link = self._group(place)
+            return self._sent(ifindex, source, destination, link, place.vmac)
         destination = self._address(place)
         link_source = place.vmac if rng.random() < 0.98 else rng.choice((f.PMAC, f.OTHER_MAC, f.GROUP))
         return self._sent(ifindex, source, destination, self._link_destination(place), link_source)
+
+    def _igmp(self, place: Place) -> bytes:
+        """A report for one of the groups, or a leave."""
+        rng = self._rng
+        message = bytes((rng.choice((0x16, 0x16, 0x16, 0x17, 0x11)), 0, 0, 0)) + rng.choice(GROUPS)
+        message = message[:2] + f.rfc1071(message).to_bytes(2, "big") + message[4:]
+        packet = ipv4(place.address, f.MULTICAST, 2, message, 1, 0, b"\x94\x04\0\0", 7)
+        return f.ethernet(packet, source=place.vmac, destination=f.MDNS_GROUP)
+
+    def _group(self, place: Place) -> tuple[Address, bytes]:
+        """A group address, and a MAC for its frame."""
+        rng, plan = self._rng, self._world.plan
+        subnet = place.subnet if rng.random() < 0.9 else rng.choice(self._world.subnets)
+        destination = rng.choice((f.LIMITED_BROADCAST, plan.broadcast(subnet), f.MULTICAST, *GROUPS, *GROUPS))
+        return destination, rng.choice((f.BROADCAST, f.MDNS_GROUP, group_mac(place.subnet)))
 
     def _link_destination(self, place: Place) -> bytes:
         rng = self._rng
@@ -150,9 +171,18 @@ class Frames:
         source = sender.address if rng.random() < 0.97 else self._address(sender)
         destination = receiver.address if rng.random() < 0.95 else self._address(receiver)
         link = f.PMAC
+        if rng.random() < 0.09:
+            destination, _ = self._group(sender)
+            return self._sent(None, source, destination, self._joined(sender), host)
         if rng.random() < 0.05:
             link = rng.choice((group_mac(receiver.subnet), f.FOREIGN_GROUP, f.BROADCAST, f.MDNS_GROUP, f.OTHER_MAC))
         return self._sent(None, source, destination, link, host)
+
+    def _joined(self, sender: Place) -> bytes:
+        """Mostly the group that its host would send to; else one that this host is in."""
+        rng, heard = self._rng, sorted(self._world.pipeline.groups.listened())
+        own = group_mac(sender.subnet)
+        return own if own in heard and rng.random() < 0.9 else rng.choice(heard)
 
     # ------------------------------------------------------------------ both
 

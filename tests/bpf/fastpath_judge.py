@@ -4,6 +4,8 @@
     ------------------------------------------------  ------------------------------------------------------------
     one ToGuest or ToWire, nothing else               redirect it so, where discovery has told both ends' places
     of ARP: one ToGuest to the asker, and CONSUMED    the same, and count CONSUMED
+    of a group frame: copies, and one for the wire    the same, where no port of the subnet has a policy and groups
+                                                      are not routed; as many copies are counted at the same ports
     one Drop, its reason in KERNELS                   drop it so, under the condition there
     anything else                                     divert the frame, as validation alone would
 
@@ -13,7 +15,7 @@ not used yet, is new knowledge: the agent's.
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import bpf_frames as f
@@ -22,7 +24,7 @@ from fastpath_world import World
 from divhook.abi.layout import MARK_DIVERT, MARK_GROUP, MARK_PORT_SHIFT
 from divhook.adapters.bpf import DROP, PASS, REDIRECT
 from divhook.core import validate
-from divhook.core.addressing import Address, Mac
+from divhook.core.addressing import Address, Mac, SubnetId
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState
 from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.reasons import DropReason
@@ -46,6 +48,7 @@ class Outcome:
     sender: int | None = None  # port id, of a forwarded frame
     receiver: int | None = None
     packets: int = 1  # that it counts for, where it is forwarded
+    copies: tuple[int, ...] | None = None  # port ids, of a group frame
     used: Address | None = None  # neighbour
     heard: bool = False  # the frame came from it
     why: str = ""  # the agent gets it: what it makes of it
@@ -57,6 +60,8 @@ class Outcome:
             return ("answered " if self.verdict == REDIRECT else "") + self.drop[1].name
         if self.diverted is not None:
             return f"diverted: {self.why}"
+        if self.copies is not None:
+            return f"{'guest' if self.sender else 'wire'} to group, {min(len(self.copies), 2)} copies or more"
         if self.verdict != REDIRECT:
             return "untouched"
         way = f"{'guest' if self.sender else 'wire'} to {'guest' if self.receiver else 'wire'}"
@@ -163,6 +168,8 @@ class Judge:
 
     def _guest_ipv4(self, endpoint: Endpoint, frame: bytes, outputs: list[Output]) -> Outcome | None:
         world, destination = self._world, frame[30:34]
+        if frame[0] & 1:
+            return self._group_from_guest(endpoint, outputs)
         match outputs:
             case [ToGuest(port, sent)]:
                 target = world.ifindex_of[port]
@@ -189,6 +196,47 @@ class Judge:
                 return Outcome(REDIRECT, (reply,), 0, ifindex, drop=(port, DropReason.CONSUMED), used=used)
         return None
 
+    # ------------------------------------------------------------------ to groups
+
+    def _lists_speak(self, subnet: SubnetId) -> bool:
+        """Whether the kernel has a list of the subnet, and is to go by it."""
+        world = self._world
+        here = [e for e in world.pipeline.ports.in_subnet(subnet) if e.state is PortState.ACTIVE]
+        policed = any(world.pipeline.policies.port(endpoint) is not None for endpoint in here)
+        return bool(here) and not policed and subnet in world.topology
+
+    def _is_routed(self, subnet: SubnetId, destination: Address) -> bool:
+        local = destination[:3] == bytes((224, 0, 0)) or destination[0] >> 4 != 14
+        return self._world.topology[subnet].groups_routed and not local
+
+    def _group_from_guest(self, endpoint: Endpoint, outputs: list[Output]) -> Outcome | None:
+        world, subnet = self._world, endpoint.subnet
+        if not outputs or not isinstance(outputs[-1], ToWire) or not self._lists_speak(subnet):
+            return None
+        wire = outputs[-1].frame
+        if self._is_routed(subnet, wire[30:34]):
+            return None
+        copies = [output for output in outputs[:-1] if isinstance(output, ToGuest)]
+        assert len(copies) == len(outputs) - 1
+        assert {copy.frame[14:] for copy in copies} <= {wire[14:]}
+        ports = tuple(copy.port for copy in copies)
+        return Outcome(REDIRECT, (wire,), 0, world.uplink, sender=endpoint.port, copies=ports)
+
+    def _group_from_wire(self, ends: Ends, frame: bytes, outputs: list[Output]) -> Outcome | None:
+        world, subnet = self._world, self._world.plan.locate(ends.source)
+        if subnet is None or not self._lists_speak(subnet) or self._is_routed(subnet, ends.destination):
+            return None
+        match outputs:
+            case [Drop(DropReason.NO_MEMBER, port, _)]:
+                return Outcome(DROP, (frame,), MARK, drop=(port, DropReason.NO_MEMBER))
+            case [ToGuest(), *_] if ends.source in world.told and ends.host != f.PMAC:
+                copies = [output for output in outputs if isinstance(output, ToGuest)]
+                assert len(copies) == len(outputs)
+                assert len({copy.frame for copy in copies}) == 1
+                ports = tuple(copy.port for copy in copies)
+                return Outcome(DROP, (copies[0].frame,), MARK, used=ends.source, heard=True, copies=ports)
+        return None
+
     # ------------------------------------------------------------------ from_wire
 
     def from_wire(self, frame: bytes, gso_size: int = 0) -> Outcome:
@@ -211,6 +259,8 @@ class Judge:
 
     def _wire_ipv4(self, frame: bytes, outputs: list[Output]) -> Outcome | None:
         world, ends = self._world, Ends(frame[26:30], frame[30:34], frame[6:12])
+        if frame[0] & 1:
+            return self._group_from_wire(ends, frame, outputs)
         match outputs:
             case [ToGuest(port, sent)] if ends.source in world.told:
                 target = world.ifindex_of[port]
@@ -219,6 +269,11 @@ class Judge:
                 assert port == PORT_WIRE
                 return Outcome(DROP, (frame,), MARK, drop=(port, reason))
         return None
+
+    def _subnet_of(self, frame: bytes) -> SubnetId:
+        subnet = self._world.plan.locate(frame[26:30])
+        assert subnet is not None
+        return subnet
 
     def _facts(self) -> WireFacts:
         return self._world.pipeline._wire_facts()
@@ -237,6 +292,12 @@ class Judge:
         if any((o.verdict, o.target, o.drop) != (first.verdict, first.target, first.drop) for o in outcomes):
             # The agent sees them all; but one that ends a flow makes others of the rest.
             first = next((o for o in outcomes if o.diverted is not None), first)
+        if first.copies is not None:
+            mtu = self._world.topology[self._subnet_of(frame)].mtu
+            packets = len(outcomes) if len(frame) - 14 > mtu else 1
+            whole = first.frames[0][:14] + frame[14:]
+            frames = tuple(o.frames[0] for o in outcomes) if first.verdict == REDIRECT else (whole,)
+            return replace(first, frames=frames, packets=packets)
         if first.verdict == REDIRECT:
             port = first.receiver or 0
             endpoint = self._world.pipeline.ports.port(port)

@@ -66,6 +66,10 @@ def rule(old: str, new: str) -> Mutant:
     return Mutant(POLICY, old, new)
 
 
+def group(old: str, new: str) -> Mutant:
+    return Mutant("lib/group.h", old, new)
+
+
 def arp(old: str, new: str) -> Mutant:
     return Mutant(PROGRAMS, old, new, "int answer_arp(")
 
@@ -212,6 +216,27 @@ MUTANTS = {
     "classes are not looked at": rule("if (class)\n\t\t\ta =", "if (false)\n\t\t\ta ="),
     "an unknown identity has no class": rule("if (!found)\n\t\t\treturn false", "if (!found)\n\t\t\treturn true"),
     "the cell that is named alone": rule("pair.other_be = 0xffffffff;", ""),
+    # to groups
+    "the sender gets its own copy": group("if (member->port_id == copies->but_port_id)", "if (false)"),
+    "copies are not counted": group("count_to(member->port_id, copies->packets, copies->bytes);", ""),
+    "a group goes to all": group("*list = group_list(network, destination);", ";"),
+    "a link-local group goes to members": group("LINK_LOCAL_GROUPS))", "LINK_LOCAL_GROUPS) && false)"),
+    "routed groups stay in their subnet": group("if ((*all)->flags & GROUP_LIST_ROUTED)", "if (false)"),
+    "a subnet with policies is the kernel's": group("|| (*all)->flags & GROUP_LIST_AGENTS", ""),
+    "another subnet's broadcast is this one's": group("destination == (network | host->host_mask_be)", "true"),
+    "a group frame keeps its MAC": group("words_be[1] = bpf_htons(0x5e00 | (address >> 16 & 0x7f));", ""),
+    "24 bits of a group in its MAC": group("address >> 16 & 0x7f", "address >> 16 & 0xff"),
+    "the wire gets the router's MAC": group("ethernet.destination.octets[0] = 0x03;", ""),
+    "a guest's MAC on the wire, to a group": group("mac_copy(&ethernet.source, &host->pmac);", ";"),
+    "no MTU for groups": group(
+        "!fits(skb, packet, all->mtu, &copies.packets)", "!fits(skb, packet, 65535, &copies.packets)"
+    ),
+    "any host may speak to a group": group("!mac_equal(source, &sender->host) ||", ""),
+    "a local address speaks to a group from the wire": group("sender->kind != ENDPOINT_REMOTE ||", ""),
+    "IGMP from the wire is a group's": group("packet->protocol == PROTOCOL_IGMP ||", ""),
+    "no member is no drop": group("if (!copies.list || !copies.list->count)", "if (false)"),
+    "use by a group frame is not noted": group("endpoint_heard(sender);", ""),
+    "a network address speaks to a group": group("bpf_ntohl(number) < 2 ||", ""),
     # ARP
     "ARP replies are answered": arp("request->op_be != bpf_htons(ARP_REQUEST) ||", ""),
     "who asks for itself is answered": arp("|| request->tpa_be == port->address_be", ""),
@@ -242,6 +267,7 @@ FEW = (
     "TTL-1 carries too late",
     "any host may speak for a neighbour",
     "ARP tells the asker's MAC",
+    "the sender gets its own copy",
 )
 """Of each kind: what `make test` plants."""
 

@@ -157,6 +157,11 @@ class Referee:
             self.traffic[expected.receiver] = replace(
                 old, to_packets=old.to_packets + expected.packets, to_bytes=old.to_bytes + length
             )
+        for port in expected.copies or ():
+            old = self.traffic[port]
+            self.traffic[port] = replace(
+                old, to_packets=old.to_packets + expected.packets, to_bytes=old.to_bytes + length
+            )
         if expected.used is not None:
             self.marks |= {(expected.used, name) for name in ("used", "heard")[: 1 + expected.heard]}
 

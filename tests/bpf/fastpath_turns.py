@@ -71,6 +71,8 @@ def subnet_changes(world: World) -> None:
     else:
         world.topology[subnet] = world.facts(subnet)
     world.fastpath.topology_changed(world.now)
+    world.group_lists.again()
+    world._join()
     world.told = {a for a in world.told if world.plan.locate(a) in world.topology}
     world.ports.topology_changed(place.nic for place in world.here() if place.nic is not None)
 
@@ -99,6 +101,7 @@ def agent_restarts(world: World) -> None:
         if endpoint.state is not PortState.INCOMING:
             identity = place.nic.identity
             world.discovery.reclaim(place.address, place.vmac, place.nic.guest_id, identity, world.now)
+    world.group_lists.adopt(world.now)
     list(world.fastpath.adopt(world.now, lambda address: any(p.address == address for p in world.here())))
     world.discovery.ready(world.now)
     if world.twins is not None:

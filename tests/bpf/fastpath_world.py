@@ -25,6 +25,7 @@ from divhook.adapters.bpf import Programs
 from divhook.adapters.bpf.policy import POLICY_TABLES
 from divhook.agent.enforcement import Enforcement
 from divhook.agent.fastpath import FastPath
+from divhook.agent.group_lists import GroupLists
 from divhook.agent.nic import Nic
 from divhook.agent.ports import Ports
 from divhook.agent.shared import SharedMaps
@@ -58,7 +59,10 @@ PLANS = {
 }
 PEERS = tuple(bytes.fromhex(mac) for mac in ("02b7c8d9eafb", "02c7d8e9fa0b", "02d7e8f90a1b"))
 TAPS = tuple(f"t{number}" for number in range(8))
-MAKE_TAPS = " && ".join(f"ip link add t{n} type veth peer name t{n + 1}" for n in range(0, len(TAPS), 2))
+MAKE_TAPS = " && ".join(
+    [f"ip link add t{n} type veth peer name t{n + 1}" for n in range(0, len(TAPS), 2)]
+    + [f"ip link set {tap} addrgenmode none up" for tap in TAPS]
+)
 FIRST_PORT_ID = 0x1A2B
 MTUS = (1500, 1500, 1400, 576, 2000)
 POLICIES = 0.6
@@ -118,6 +122,7 @@ class World:
         self.programs = programs
         self.taps = taps
         self.rng = random.Random(seed)
+        self._routes = random.Random(f"routes of {seed}")
         self.plan = plan or self.rng.choice(list(PLANS.values()))
         self.now = START_S
         self.told: set[Address] = set()
@@ -155,7 +160,7 @@ class World:
     def facts(self, subnet: SubnetId) -> SubnetFacts:
         plan = self.plan
         service = SubnetService(plan.router(subnet), plan.mask(), plan.broadcast(subnet))
-        return SubnetFacts(self.rng.choice(MTUS), service)
+        return SubnetFacts(self.rng.choice(MTUS), service, groups_routed=self._routes.random() < 0.2)
 
     def _clear(self) -> None:
         for port in {port for port, _ in self.programs.drop_counters()}:
@@ -167,6 +172,8 @@ class World:
         self.programs.forget_port_counters(PORT_WIRE)
         for address in list(self.programs.endpoints()):
             self.programs.remove_endpoint(address)
+        for key in self.programs.group_lists():
+            self.programs.remove_group_list(*key)
         for port in self.programs.policy.ports():
             self.programs.policy.remove_port(port)
             self.programs.flows.remove(port)
@@ -184,12 +191,14 @@ class World:
         self.pipeline = Pipeline(self.plan, PMAC, PortTable(), self.topology, self.discovery)
         self.fastpath = FastPath(self.programs, self.plan, self.topology, self.discovery, self.fast)
         self.ifindex_of: dict[int, int] = {}
+        self.group_lists = GroupLists(self.programs, self.pipeline, self.ifindex_of, self.fast)
         shell = SimpleNamespace(
             pipeline=self.pipeline,
             fastpath=self.fastpath,
             ifindex_of=self.ifindex_of,
             forget_port=self.ifindex_of.pop,
             now=lambda: self.now,
+            group_lists=self.group_lists,
             shared=SharedMaps(self.programs, self.fastpath, self.pipeline.ports),
         )
         limits = SimpleNamespace(
@@ -284,6 +293,8 @@ class World:
             self.fastpath.used(decided, self.now)
             for address in decided:
                 self._learn(address)
+        pipeline.groups.members.ports_changed(self.now)
+        self.group_lists.sync()
 
     def _event(self, event: object) -> None:
         if isinstance(event, NeighbourChanged):
@@ -399,13 +410,17 @@ class World:
                 kind = MessageType.REPLY if holds else MessageType.MOVED if claim else MessageType.GONE
                 self.say(Message(kind, host, PMAC, message.spa, message.tpa, claim, message.nonce))
 
+    def _timers(self) -> list[float]:
+        return [at for at in (self.discovery.next_timer(), self.pipeline.next_timer()) if at is not None]
+
     def pass_time(self, seconds: float) -> None:
         """Timers run when they are due."""
         until = self.now + seconds
         self.exchange()
-        while (due := self.discovery.next_timer()) is not None and due <= until:
+        while (due := min(self._timers(), default=until + 1)) <= until:
             self.now = max(self.now, due)
             self.discovery.on_timer(self.now)
+            self.pipeline.on_timer(self.now)
             self.sync()
             self.exchange()
         self.now = until

@@ -30,6 +30,12 @@ REACHED = {
     *("guest to guest", "guest to wire", "wire to guest"),
     *("guest to guest, segmented", "guest to wire, segmented", "wire to guest, segmented"),
     *("answered CONSUMED", "CELL_DENIED", "SPOOF_LOCAL", "SPOOF_IPV4", "ROGUE_DHCP", "PORT_NOT_ACTIVE", "untouched"),
+    *(
+        "guest to group, 0 copies or more",
+        "guest to group, 2 copies or more",
+        "wire to group, 1 copies or more",
+        "NO_MEMBER",
+    ),
     *("diverted: forwarded", "diverted: fragmented", "diverted: held, or discovery", "diverted: TTL_EXPIRED"),
     *("diverted: FRAGMENTATION_NEEDED", "diverted: NOT_LOCAL", "diverted: UNKNOWN_HOST", "diverted: NO_SUCH_ENDPOINT"),
 }

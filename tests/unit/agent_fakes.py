@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from divhook.abi.entries import EndpointEntry, PortEntry
+from divhook.abi.entries import EndpointEntry, GroupList, PortEntry
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.policy import POLICY_TABLES
 from divhook.adapters.bpf.programs import FROM_GUEST, FROM_WIRE
@@ -238,6 +238,7 @@ class FakePrograms:
         self.on: dict[int, str] = {UPLINK_IFINDEX: FROM_WIRE}
         self.known: dict[Address, EndpointEntry] = {}
         self.groups: set[Mac] = set()
+        self.lists: dict[tuple[Address, Address], GroupList] = {}
         self.shares: dict[int, dict[Address, bool]] = {}
         self.proven: set[Mac] = set()
         self.forgotten: list[int] = []
@@ -295,6 +296,16 @@ class FakePrograms:
 
     def endpoint_batches(self) -> Iterator[dict[Address, EndpointEntry]]:
         return iter([dict(self.known)])
+
+    def set_group_list(self, network: Address, group: Address, entry: GroupList) -> None:
+        self._may("set_group_list")
+        self.lists[network, group] = entry
+
+    def remove_group_list(self, network: Address, group: Address) -> None:
+        self.lists.pop((network, group), None)
+
+    def group_lists(self) -> dict[tuple[Address, Address], GroupList]:
+        return dict(self.lists)
 
     def set_shared(self, port_id: int, addresses: dict[Address, bool]) -> None:
         self._may("set_shared")

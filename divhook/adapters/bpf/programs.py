@@ -22,6 +22,7 @@ import divhook
 from divhook.abi import layout
 from divhook.abi.entries import (
     EndpointEntry,
+    GroupList,
     HostEntry,
     PortEntry,
     TrafficCount,
@@ -62,6 +63,7 @@ _LAYOUTS: dict[str, tuple[int, type[ctypes.Structure] | type[ctypes.c_uint32]]] 
     "endpoints": (4, layout.Endpoint),
     "buckets": (4, layout.Buckets),
     "shared": (8, ctypes.c_uint32),
+    "group_lists": (8, layout.GroupList),
     "groups": (8, ctypes.c_uint32),
     "peers": (8, ctypes.c_uint32),
     "drops": (4, layout.DropCount),
@@ -294,6 +296,23 @@ class Programs:
             table.delete(key)
         for key in wanted - present:
             table.put(key, _PRESENT)
+
+    def set_group_list(self, network: Address, group: Address, entry: GroupList) -> None:
+        """Who gets copies of what is sent to a group in a subnet. Raises BpfError where full."""
+        self._put_changed("group_lists", network + group, bytes(entry.pack()))
+
+    def remove_group_list(self, network: Address, group: Address) -> None:
+        """Nobody, or the agent decides; no error where there was none."""
+        self._maps["group_lists"].delete(network + group)
+
+    def group_lists(self) -> dict[tuple[Address, Address], GroupList]:
+        """All lists, by network and group."""
+        found = {}
+        for key in self._maps["group_lists"].all_keys():
+            raw = self._maps["group_lists"].get(key)
+            if raw is not None:
+                found[key[:4], key[4:]] = GroupList.unpack(layout.GroupList.from_buffer_copy(raw))
+        return found
 
     def set_shared(self, port_id: int, addresses: Mapping[Address, bool]) -> None:
         """The addresses that a port may take, and which of them it has. Raises BpfError where full."""

@@ -33,6 +33,15 @@ struct {
 	__type(value, struct endpoint);
 } endpoints SEC(".maps");
 
+/* Who gets a copy of what is sent to all of a subnet, or to a group. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_GROUP_LISTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct group_key);
+	__type(value, struct group_list);
+} group_lists SEC(".maps");
+
 /* Addresses that move between endpoints. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
