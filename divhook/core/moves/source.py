@@ -129,7 +129,7 @@ class SourceMove:
             return []
         self.claim = claim
         actions: list[SourceAction] = []
-        if before in (SourceState.PAUSED, SourceState.WAITING):
+        if before in (SourceState.PAUSED, SourceState.WAITING, SourceState.ALONE):
             actions += self._flush(tx_packets)
         return [*actions, MovedOut(claim)]
 
