@@ -402,7 +402,7 @@ class Moves:
                 self._owner.moved_out(leaving.nic, action.claim)
                 self._loop.call_later(FORWARD_S, self._expire_source, leaving)
             elif isinstance(action, Lost):
-                self._plane.execute([Drop(action.reason, PORT_WIRE)] * min(action.frames, MAX_MOVES))
+                self._plane.execute([Drop(action.reason, PORT_WIRE)] * action.frames)
                 leaving.record.note(f"{action.frames} frames lost: {action.reason.name.lower()}")
             elif isinstance(action, Stayed):
                 self._say(leaving.channel, MoveMessage.ABANDONED)
