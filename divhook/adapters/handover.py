@@ -30,7 +30,8 @@ class StrangerError(Exception):
 def certificate(key: Key, cluster: str) -> tuple[bytes, bytes]:
     """(certificate, private key) in PEM. The same bytes on every host: Ed25519 signs without chance (RFC 8032)."""
     private = Ed25519PrivateKey.from_private_bytes(key.derive(PURPOSE_HANDOVER, cluster))
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "divhook hand-over")])
+    # A name for each key: OpenSSL looks for an issuer by its name.
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"divhook hand-over {key.fingerprint()}")])
     made = (
         x509.CertificateBuilder()
         .subject_name(name)

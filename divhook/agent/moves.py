@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 from divhook.adapters.handover import Pinned, StrangerError
 from divhook.adapters.libvirt import EventKind, GuestEvent
@@ -18,12 +18,13 @@ from divhook.adapters.tap_capture import TapCapture, TapSender, queue_length
 from divhook.agent.dataplane import Dataplane
 from divhook.agent.move_channel import HANDSHAKE_S, Channel
 from divhook.agent.move_record import MoveRecord, records
+from divhook.agent.move_sides import Coming, Leaving, Owner
 from divhook.agent.nic import Key, Nic
 from divhook.core.addressing import mac_text
 from divhook.core.endpoint import PORT_WIRE
 from divhook.core.keys import KeyRing
 from divhook.core.moves.asking import Asked, HostAddress, MoveQuestions
-from divhook.core.moves.destination import LATE_S, DestinationMove
+from divhook.core.moves.destination import LATE_S
 from divhook.core.moves.messages import (
     Handover,
     MoveMessage,
@@ -79,76 +80,6 @@ ALL_FLOWS_S = 1e9
 MIGRATED = 3  # VIR_DOMAIN_EVENT_STOPPED_MIGRATED
 
 log = logging.getLogger(__name__)
-
-
-class Owner(Protocol):
-    """Guests: who keeps NICs, ports and claims."""
-
-    def all(self) -> list[Nic]:
-        """Every NIC."""
-
-    def of(self, guest_uuid: str) -> list[Nic]:
-        """Those of one guest."""
-
-    def resumed(self, guest_uuid: str) -> None:
-        """The guest runs here."""
-
-    def moved_out(self, nic: Nic, claim: Claim) -> None:
-        """Another host holds it now."""
-
-    def stayed(self, nic: Nic, announce: bool) -> None:
-        """A move was given up."""
-
-    def handed_over(self, nic: Nic, handover: Handover) -> None:
-        """What the former host says of it."""
-
-    def handover_of(self, nic: Nic, claim: Claim) -> Handover:
-        """What to say of it to the next host."""
-
-    def flows_of(self, nic: Nic, within_s: float) -> list[bytes] | None:
-        """Its connections that were seen within so long, as the other host takes them; None: not tracked here."""
-
-    def take_flows(self, nic: Nic, exported: bytes) -> int:
-        """Connections from the former host. Raises ValueError."""
-
-    def pick_up(self, nic: Nic) -> None:
-        """It came without its connections: take up those in mid-stream that policy allows."""
-
-
-class Leaving:
-    """A NIC that leaves: its machine, the capture of its tap, the channel."""
-
-    def __init__(self, nic: Nic, move: SourceMove, record: MoveRecord) -> None:
-        self.nic = nic
-        self.move = move
-        self.record = record
-        self.capture: TapCapture | None = None
-        self.channel: Channel | None = None
-        self.tx = (0, 0)
-        self.ended_s = 0.0
-        self.used_s = 0.0
-        self.flows_s = 0.0
-        self.noted_first = False
-
-    def counters(self) -> tuple[int, int]:
-        """The tap's, or the last that were seen."""
-        if self.capture is not None:
-            self.tx = self.capture.counters() or self.tx
-        return self.tx
-
-
-class Coming:
-    """A NIC that comes."""
-
-    def __init__(self, nic: Nic, record: MoveRecord) -> None:
-        self.nic = nic
-        self.move = DestinationMove()
-        self.record = record
-        self.channel: Channel | None = None
-        self.sender: TapSender | None = None
-        self.waiting: list[bytes] = []
-        self.announced: Claim | None = None
-        self.flows = 0
 
 
 class Moves:

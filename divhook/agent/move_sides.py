@@ -1,0 +1,82 @@
+"""The two sides of a move as the agent holds them: machine, record, channel, and the tap that is watched or filled."""
+
+from typing import Protocol
+
+from divhook.adapters.tap_capture import TapCapture, TapSender
+from divhook.agent.move_channel import Channel
+from divhook.agent.move_record import MoveRecord
+from divhook.agent.nic import Nic
+from divhook.core.moves.destination import DestinationMove
+from divhook.core.moves.messages import Handover
+from divhook.core.moves.source import SourceMove
+from divhook.core.wire.discovery import Claim
+
+
+class Owner(Protocol):
+    """Guests: who keeps NICs, ports and claims."""
+
+    def all(self) -> list[Nic]:
+        """Every NIC."""
+
+    def of(self, guest_uuid: str) -> list[Nic]:
+        """Those of one guest."""
+
+    def resumed(self, guest_uuid: str) -> None:
+        """The guest runs here."""
+
+    def moved_out(self, nic: Nic, claim: Claim) -> None:
+        """Another host holds it now."""
+
+    def stayed(self, nic: Nic, announce: bool) -> None:
+        """A move was given up."""
+
+    def handed_over(self, nic: Nic, handover: Handover) -> None:
+        """What the former host says of it."""
+
+    def handover_of(self, nic: Nic, claim: Claim) -> Handover:
+        """What to say of it to the next host."""
+
+    def flows_of(self, nic: Nic, within_s: float) -> list[bytes] | None:
+        """Its connections that were seen within so long, as the other host takes them; None: not tracked here."""
+
+    def take_flows(self, nic: Nic, exported: bytes) -> int:
+        """Connections from the former host. Raises ValueError."""
+
+    def pick_up(self, nic: Nic) -> None:
+        """It came without its connections: take up those in mid-stream that policy allows."""
+
+
+class Leaving:
+    """A NIC that leaves: its machine, the capture of its tap, the channel."""
+
+    def __init__(self, nic: Nic, move: SourceMove, record: MoveRecord) -> None:
+        self.nic = nic
+        self.move = move
+        self.record = record
+        self.capture: TapCapture | None = None
+        self.channel: Channel | None = None
+        self.tx = (0, 0)
+        self.ended_s = 0.0
+        self.used_s = 0.0
+        self.flows_s = 0.0
+        self.noted_first = False
+
+    def counters(self) -> tuple[int, int]:
+        """The tap's, or the last that were seen."""
+        if self.capture is not None:
+            self.tx = self.capture.counters() or self.tx
+        return self.tx
+
+
+class Coming:
+    """A NIC that comes."""
+
+    def __init__(self, nic: Nic, record: MoveRecord) -> None:
+        self.nic = nic
+        self.move = DestinationMove()
+        self.record = record
+        self.channel: Channel | None = None
+        self.sender: TapSender | None = None
+        self.waiting: list[bytes] = []
+        self.announced: Claim | None = None
+        self.flows = 0
