@@ -1,8 +1,10 @@
 """Policies in force in a whole agent, kernel faked: what is written, in which order, and what stays."""
 
+import sys
+
 from agent_fakes import Host, Lan, settle, story, vm
 
-from divhook.abi.policy_entries import unpack_port_policy
+from divhook.abi.policy_entries import policy_entry, unpack_port_policy
 from divhook.core.endpoint import Endpoint
 from divhook.core.verdict import PICKUP_TRACKED_S, Direction, Relation
 from divhook.policy.table import EntryKey
@@ -103,6 +105,31 @@ async def test_a_change_is_written_before_its_epoch(lan: Lan) -> None:
     assert after.epoch == before.epoch + 1
     assert written[-1][0] == "port_policies"
     assert {table for table, _, _ in written[:-1]} == {"policy_entries"}
+
+
+@story
+async def test_a_port_does_not_get_its_new_default_before_the_rules_that_it_leans_on(lan: Lan) -> None:
+    host, _ = await running(lan, CLOSED)
+    written = host.programs.policy.written
+    written.clear()
+    write(host, "cell: shop\ningress:\n  - {from: {labels: tier!=web}, to: {labels: '!old'}, deny: any}\n")
+    await host.agent.apply_policies()
+    scopes: set[int] = set()
+    opened = []
+    for table, key, value in written:
+        if table == "policy_entries" and isinstance(key, bytes) and value == policy_entry(False, False, _rule(host)):
+            scopes.add(int.from_bytes(key[4:12], sys.byteorder))
+        if table == "port_policies" and value is not None:
+            record = unpack_port_policy(value)
+            if record.allowed[0]:
+                opened.append(record.scopes[0] in scopes)
+    assert opened
+    assert all(opened)
+
+
+def _rule(host: Host) -> int:
+    (rule,) = host.agent.enforcement.policies.cell("shop").rules
+    return rule.number
 
 
 @story
