@@ -20,7 +20,7 @@ from divhook.core.addressing import AddressPlan, parse_mac
 from divhook.lab.cli import interrupt_on_sigterm
 from divhook.lab.errors import LabError
 from divhook.lab.guest import GuestSpec, LabGuest, Nic
-from divhook.lab.lab import Lab, default_directory
+from divhook.lab.lab import NETWORK, Lab, default_directory
 from divhook.lab.processes import wait_until
 from divhook.lab.wire import examine, read_pcap
 
@@ -38,6 +38,18 @@ cell: shop
 subnets: {db: {ingress: deny}}
 ingress:
   - {from: {labels: tier=front}, to: {subnet: db}, allow: icmp/ping}
+"""
+SETTINGS = f"""\
+external:
+  on_link:
+    - prefix: {NETWORK}.0/24
+"""
+OUTSIDE_POLICY = f"""\
+cell: shop
+egress:
+  - {{from: {{subnet: web}}, to: {{cidr: {NETWORK}.0/24}}, allow: icmp/ping}}
+ingress:
+  - {{from: {{cidr: {NETWORK}.0/24}}, to: {{guest: web2}}, allow: icmp/ping}}
 """
 STREAM_SECONDS = 1
 
@@ -284,6 +296,33 @@ class Demo:
         self.lab.host("A").divhook(*assign)
         self._policy(None)
 
+    def outside(self) -> None:
+        """A machine on the switch that knows nothing of divhook."""
+        self.story.chapter("A plain server on the switch: no agent, ordinary ARP, and only where the policy says so")
+        server = self.lab.add_station("server")
+        server.ip("route add 10.0.0.0/8 dev up0")
+        [address] = json.loads(server.run("ip", "-j", "-4", "addr", "show", "up0").stdout)[0]["addr_info"]
+        where = str(address["local"])
+        result = ping(self.guests["web1"], where, FOREIGN_PINGS, wait_s=1)
+        self.story.check("without a policy web1 does not reach it", result.received == 0, str(result))
+        for line in OUTSIDE_POLICY.rstrip().splitlines():
+            self.story.note("  " + line)
+        self._policy(OUTSIDE_POLICY)
+        for name in ("web1", "web2"):
+            result = ping(self.guests[name], where, FOREIGN_PINGS)
+            good = result.received == result.sent and result.ttls == {63}
+            self.story.check(f"{name} → server: one router hop", good, str(result))
+        for name, count in (("web2", FOREIGN_PINGS), ("web1", 0), ("db1", 0)):
+            words = ("ping", "-n", "-c", str(FOREIGN_PINGS), "-i", "0.2", "-W", "1", self.addresses[name])
+            found = re.search(r"(\d+) received", server.run(*words, check=False).stdout)
+            received = int(found[1]) if found else -1
+            claim = f"server → {name}: " + ("answered" if count else "not answered")
+            self.story.check(claim, received == count, f"{received} of {FOREIGN_PINGS} answered")
+        for name in ("db1", "other1"):
+            result = ping(self.guests[name], where, FOREIGN_PINGS, wait_s=1)
+            self.story.check(f"{name} → server: not permitted, not answered", result.received == 0, str(result))
+        self._policy(None)
+
     def _policy(self, text: str | None) -> None:
         for host in self.lab.hosts.values():
             path = host.root / "etc-divhook" / "policies" / "shop.yaml"
@@ -387,6 +426,7 @@ def tell(lab: Lab, story: Story) -> None:
     demo.strangers()
     demo.wire(capture.stop(), capture.dropped)
     demo.policy()
+    demo.outside()
     demo.fast_path()
 
 
@@ -401,7 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     story = Story()
     print("divhook: two libvirt hosts on this machine, one switch between them, and what their guests may do.")
     story.chapter("Two hosts")
-    lab = Lab(options.dir, hosts=2, progress=story.note)
+    lab = Lab(options.dir, hosts=2, progress=story.note, settings=SETTINGS)
     code = 1
     try:
         lab.down()
