@@ -192,3 +192,14 @@ def address_told(asker: socket.socket, question: bytes) -> bytes:
         return asker.recv(1500)[-4:]
     except TimeoutError:
         return b""
+
+
+def test_members_stay_over_an_agents_restart(bench: BareBench, tmp_path: Path) -> None:
+    """From the kernel's lists with the fast path; else once the guest has answered, within 10 s."""
+    with members(bench, ("two",), tmp_path) as received:
+        host = bench.lab.host("A")
+        host.agent_stop()
+        host.agent_start()
+        bench.lab.wait_active()
+        assert wait_for(lambda: joined(bench, "A"), 12)
+        assert wait_for(lambda: bool(tell(bench, "four", "again;") or received().get("two")), 5)

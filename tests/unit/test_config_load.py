@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from divhook.agent.topology import topology_of
 from divhook.config.configuration import Configuration, UnknownPlaceError
 from divhook.config.load import check, load, load_file
 from divhook.config.problems import ConfigError
@@ -391,3 +392,13 @@ def test_values_are_frozen(etc: Etc) -> None:
 def test_the_mac_of_a_static_endpoint_needs_no_quotes(etc: Etc) -> None:
     text = "cell: a\nnumber: 1\nsubnets: {x: {number: 1}}\nendpoints:\n  - mac: 52:54:00:11:22:33\n    subnet: x\n"
     assert etc.put("cells/a.yaml", text).load().endpoints[0].config.mac == parse_mac("52:54:00:11:22:33")
+
+
+def test_multicast_stays_in_its_subnet_unless_the_cell_says_otherwise(etc: Etc) -> None:
+    text = "cell: {0}\nnumber: {1}\nsubnets: {{x: {{number: 1}}}}\n"
+    etc.put("cells/a.yaml", text.format("a", 1))
+    config = etc.put("cells/b.yaml", text.format("b", 2) + "multicast: cell\n").load()
+    routed = {subnet.cell: facts.groups_routed for subnet, facts in topology_of(config, 1500).items()}
+    assert routed == {1: False, 2: True}
+    etc.put("cells/b.yaml", text.format("b", 2) + "multicast: everywhere\n")
+    assert "'multicast' can't be 'everywhere'" in etc.problems()[0]
