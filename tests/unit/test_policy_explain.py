@@ -34,7 +34,7 @@ def etc(tmp_path: Path) -> Path:
 
 
 def explained(etc: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    code = main(["policy", "explain", "--config", str(etc), *arguments])
+    code = main(["policy", "explain", "--config", str(etc), "--socket", str(etc / "no-agent.sock"), *arguments])
     out = capsys.readouterr()
     return code, (out.out + out.err).replace(f"{etc}/policies/", "")
 
