@@ -32,6 +32,7 @@ from divhook.core.discovery import (
     Discovery,
     Event,
     Found,
+    NeighbourState,
     Outcome,
     Released,
     SourceConfirmed,
@@ -438,8 +439,14 @@ class Pipeline:
         if isinstance(copies, DropReason):
             return copies
         out.extend(copies)
-        self.decided.append(header.source)
+        self._heard(header.source)
         return None
+
+    def _heard(self, source: Address) -> None:
+        """A frame of a neighbour is delivered. One that has waited for long may find it STALE: not to be told of."""
+        entry = self.discovery.neighbours.get(source)
+        if entry is not None and entry.state is not NeighbourState.STALE:
+            self.decided.append(source)
 
     def _claim_of(self, source: Address, host: Mac) -> Claim | None:
         """The claim of a source that the host was confirmed to have; another may hold it by now."""
@@ -455,7 +462,7 @@ class Pipeline:
             return DropReason.UNVERIFIED
         if header.total_length > local.mtu:
             return DropReason.FRAGMENTATION_NEEDED  # its own host would have cut or refused it
-        self.decided.append(header.source)
+        self._heard(header.source)
         verdict = self.guard.check(local, header, packet, False, claim.identity, now)
         if isinstance(verdict, Unsure):
             return self._want(verdict, HeldWire(host, packet), now)

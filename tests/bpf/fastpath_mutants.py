@@ -232,7 +232,6 @@ MUTANTS = {
         "!fits(skb, packet, all->mtu, &copies.packets)", "!fits(skb, packet, 65535, &copies.packets)"
     ),
     "any host may speak to a group": group("!mac_equal(source, &sender->host) ||", ""),
-    "a local address speaks to a group from the wire": group("sender->kind != ENDPOINT_REMOTE ||", ""),
     "IGMP from the wire is a group's": group("packet->protocol == PROTOCOL_IGMP ||", ""),
     "no member is no drop": group("if (!copies.list || !copies.list->count)", "if (false)"),
     "use by a group frame is not noted": group("endpoint_heard(sender);", ""),
