@@ -173,6 +173,12 @@ class Frames:
         link = f.PMAC
         if rng.random() < 0.09:
             destination, _ = self._group(sender)
+            kind = rng.random()
+            if kind < 0.1:
+                report = self._igmp(sender)[14:]
+                return Sent(None, f.ethernet(report, source=host, destination=self._joined(sender)))
+            if kind < 0.2:
+                source = world.plan.address(sender.subnet, rng.choice((0, 1, world.plan.max_host)))
             return self._sent(None, source, destination, self._joined(sender), host)
         if rng.random() < 0.05:
             link = rng.choice((group_mac(receiver.subnet), f.FOREIGN_GROUP, f.BROADCAST, f.MDNS_GROUP, f.OTHER_MAC))
