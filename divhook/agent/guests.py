@@ -537,7 +537,7 @@ class Guests:
         """Nothing stays but the reservation. What the host refuses is told: the rest is done all the same."""
         if self._nics.get(nic.key) is not nic:
             return
-        leaves = self.moves is not None and (self.moves.leaves(nic) or self.moves.is_paused(nic.guest_uuid))
+        leaves = self.moves is not None and (self.moves.leaves(nic) or self.moves.may_have_moved(nic.guest_uuid))
         if self.moves is not None:
             self.moves.gone(nic)
         if self._nics.pop(nic.key, None) is None:
@@ -633,7 +633,7 @@ class Guests:
             return False
         if self.moves.active_elsewhere(nic, owner):
             return True
-        if self.moves.is_paused(nic.guest_uuid):
+        if self.moves.may_have_moved(nic.guest_uuid):
             log.info("%s: moved to host %s, without a hand-over", nic, mac_text(owner.host))
             self.moved_out(nic, owner)
             return True

@@ -72,6 +72,8 @@ SETTLE_S = 0.001
 PAUSE_SLACK_NS = 3_000_000
 """How much earlier than libvirt's SUSPENDED the pause was, where QEMU's own event is missing."""
 SETTLED_STATES = frozenset({"completed", "postcopy-active"})
+UNMOVED_STATES = frozenset({"failed", "cancelled", "cancelling"})
+"""In which a migration of QEMU's leaves the guest where it was."""
 FLOWS_PER_MESSAGE = 4096
 """Connections in one message: some 350 KiB."""
 FLOWS_AGAIN_S = 1.0
@@ -94,6 +96,7 @@ class Moves:
         self._leaving: dict[Key, Leaving] = {}
         self._coming: dict[Key, Coming] = {}
         self._paused: set[str] = set()
+        self._migrating: set[str] = set()  # QEMU sends them, to another host or to a file
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._connections = 0
@@ -277,6 +280,10 @@ class Moves:
             self._paused.add(uuid)
         elif kind in (EventKind.RESUMED, EventKind.STOPPED, EventKind.QEMU_RESUME):
             self._paused.discard(uuid)
+        if kind is EventKind.QEMU_MIGRATION and event.detail not in UNMOVED_STATES:
+            self._migrating.add(uuid)
+        elif kind in (EventKind.QEMU_MIGRATION, EventKind.RESUMED, EventKind.STOPPED):
+            self._migrating.discard(uuid)
         for leaving in [each for key, each in self._leaving.items() if key[0] == uuid]:
             self._source_event(leaving, event)
         for coming in [each for key, each in self._coming.items() if key[0] == uuid]:
@@ -403,9 +410,9 @@ class Moves:
             return False
         return leaving.move.state not in (SourceState.ASKED, SourceState.LINKED, SourceState.READY, SourceState.STAYED)
 
-    def is_paused(self, guest_uuid: str) -> bool:
-        """Whether libvirt or QEMU has told of its pause, and of nothing since."""
-        return guest_uuid in self._paused
+    def may_have_moved(self, guest_uuid: str) -> bool:
+        """Whether QEMU has sent it elsewhere, and it is paused since. One that shuts down is but paused."""
+        return guest_uuid in self._paused and guest_uuid in self._migrating
 
     def replace_keys(self, keys: KeyRing, cluster: str) -> None:
         """Take a changed key file. Channels that are open stay."""

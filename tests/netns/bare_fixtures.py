@@ -106,6 +106,17 @@ class WireWitness(PatientWitness):
         self._socket.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, promiscuous)
 
 
+def is_query(frame: bytes) -> bool:
+    """An IGMP query to all systems by the router of 10.1.1.0/24 or alike, from its own MAC."""
+    source, cell, subnet = frame[26:30], frame[27], frame[28]
+    router = bytes((0x02, 0xD1, 0, cell, 0, subnet))
+    return (
+        frame[:12] == bytes.fromhex("01005e000001") + router
+        and frame[23] == 2
+        and source == bytes((10, cell, subnet, 1))
+    )
+
+
 class Everywhere:
     """Witnesses of all that a guest's frame must not reach: other guests, the wire, the host's own sockets."""
 
@@ -124,8 +135,13 @@ class Everywhere:
         return {name: self._bench.stack_counters(name) for name in self._hosts}
 
     def seen(self) -> list[str]:
-        """What has arrived anywhere since the last call, one line each. What hosts say to each other is no leak."""
-        lines = [f"{name} got {f.hex()}" for name, each in self._guests.items() for f in each.frames()]
+        """What has arrived anywhere since the last call, one line each. What hosts say to each other is no leak.
+
+        Nor are the virtual router's own IGMP queries, that each host sends to its guests from time to time.
+        """
+        lines = [
+            f"{name} got {f.hex()}" for name, each in self._guests.items() for f in each.frames() if not is_query(f)
+        ]
         lines += [f"the wire has {f.hex()}" for f in self._wire.frames() if not between_hosts(f)]
         lines += [f"host {name}: {line}" for name, each in self._hosts.items() for line in each.seen()]
         now = self._delivered()

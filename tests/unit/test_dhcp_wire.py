@@ -225,6 +225,12 @@ def test_a_value_that_fits_nowhere_leaves_room_for_what_follows():
     assert wire == message((53, b"\x05"), (12, b"web")).emit()
 
 
+def test_an_empty_value_that_fits_nowhere_is_named_too():
+    wire, omitted = encode(message((12, b"a" * 253), (13, b"b" * 49), (2, b""), file=b"f", sname=b"s"), 548)
+    assert omitted == (2,)
+    assert wire[240:] == tlv((12, b"a" * 253), (13, b"b" * 49))
+
+
 def test_a_maximum_below_the_minimum_still_gives_300_bytes():
     assert len(message((53, b"\x05")).emit(0)) == 300
 

@@ -286,7 +286,7 @@ def _place(code: int, value: bytes, fields: list[_Field]) -> bool:
         if take:
             pieces.append((field, rest[:take]))
             rest = rest[take:]
-    if rest:
+    if rest or not value:  # what is empty cannot be split
         return False
     for field, piece in pieces:
         if piece:
