@@ -3,11 +3,13 @@
 `lab` and its `cast` live for the whole session: a test leaves hosts, agents and the cast as it found them.
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from lab_cast import Cast
 
+from bench.moves.traffic import build
 from divhook.lab.guest import GuestSpec, Nic
 from divhook.lab.lab import PLAIN, Lab
 
@@ -22,7 +24,8 @@ def plain_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Two hosts with libvirtd and agent, and the cells of policies/cells."""
-    with Lab(tmp_path_factory.mktemp("lab"), hosts=2) as lab:
+    programs = (build(tmp_path_factory.mktemp("programs")),) if "DIVHOOK_MOVE_TESTS" in os.environ else ()
+    with Lab(tmp_path_factory.mktemp("lab"), hosts=2, programs=programs) as lab:
         yield lab
 
 
