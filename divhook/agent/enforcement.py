@@ -214,10 +214,11 @@ class Enforcement:
                     self._interim[port.nic.port] = _both(port.identity, other)
                     self.on_change(port.nic)
             self._interim.clear()
-            self._widen(cell, policy)
+            others = self._others(policy)
+            self._pair(cell, others | cell.others)
             for delta in cell.table.set_policy(policy):
                 self._write(cell, delta)
-            self._narrow(cell, policy)
+            self._pair(cell, others)
             self._next_epoch(name, cell)
         for port in ports:
             if (port.flows is not None) != is_policed(policy) or port.identity != self.identity_of(port.nic):
@@ -352,7 +353,7 @@ class Enforcement:
             address = network.network_address.packed
             cell = self._cells[name] = _Cell(CellTable(name), address, self._epoch_before())
             policy = self.policies.cell(name)
-            self._widen(cell, policy)
+            self._pair(cell, self._others(policy))
             if name in self._names:
                 cell.table.set_names(self._names[name])
             for delta in cell.table.set_policy(policy):
@@ -412,19 +413,14 @@ class Enforcement:
             if port.cell == name and port.flows is not None:
                 self._show(cell, port)
 
-    def _widen(self, cell: _Cell, policy: CellPolicy) -> None:
-        others = self._others(policy) | cell.others
-        self._writer.pairs(cell.address, others, cell.others)
-        cell.others = others
-
-    def _narrow(self, cell: _Cell, policy: CellPolicy) -> None:
-        others = self._others(policy)
+    def _pair(self, cell: _Cell, others: frozenset[Address]) -> None:
+        """Cells that it may have to do with."""
         self._writer.pairs(cell.address, others, cell.others)
         cell.others = others
 
     def _others(self, policy: CellPolicy) -> frozenset[Address]:
         """Addresses of the cells that an allowing rule names."""
-        peers = {peer for rule in policy.rules if not rule.deny for peer in rule.peers}
+        peers = [peer for rule in policy.rules if not rule.deny for peer in rule.peers]
         found = {ANY_CELL} if any(isinstance(peer, Anyone) for peer in peers) else set()
         for name in {peer.cell for peer in peers if isinstance(peer, CellPeer)}:
             known = self._configuration.cell(name) if self._configuration is not None else None

@@ -91,8 +91,8 @@ class CellPolicy:
     def guest_patterns(self) -> list[str]:
         """The guest patterns of all groups and rules, sorted: part of identities."""
         if self._patterns is None:
-            parts = {m for members in self.groups.values() for m in members}
-            parts.update(s for r in self.rules for s in (*r.endpoints, *r.peers) if isinstance(s, Selection))
+            parts = [m for members in self.groups.values() for m in members]
+            parts += [s for r in self.rules for s in (*r.endpoints, *r.peers) if isinstance(s, Selection)]
             found = {s.guest for part in parts for s in (part, *part.exclude) if s.guest is not None}
             object.__setattr__(self, "_patterns", sorted(found))
         return self._patterns or []
