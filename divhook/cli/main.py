@@ -28,6 +28,7 @@ COMMANDS = {
     "groups": "list the multicast groups that this host's guests are in",
     "flows": "list the flows of guests whose cell has a policy",
     "drops": "list, or follow, what was dropped, where and why",
+    "metrics": "print this host's figures for Prometheus",
     "reload": "make the agent read its files again",
     "lab": "several hosts on this one machine, to try things",
     "install": "put hook, libvirt network and systemd unit on this host",
