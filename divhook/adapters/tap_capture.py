@@ -9,7 +9,6 @@ import ctypes
 import errno
 import socket
 import struct
-from pathlib import Path
 
 _SOL_PACKET = 263
 _PACKET_STATISTICS, _PACKET_VNET_HDR = 6, 15
@@ -25,6 +24,11 @@ _ONLY_OUTGOING = (
     (_RETURN, 0, 0, 0x40000),
     (_RETURN, 0, 0, 0),
 )
+_RTM_NEWSTATS, _RTM_GETSTATS, _NLM_F_REQUEST = 92, 94, 1  # linux/rtnetlink.h, linux/if_link.h
+_IFLA_STATS_LINK_64 = 1
+_STATS = 16 + 12 + 4
+"""Where they are in the reply: behind nlmsghdr, if_stats_msg and the attribute's header."""
+_LINK_STATS = struct.Struct("=8Q")  # the first of rtnl_link_stats64: rx and tx in turn; packets, bytes, errors, dropped
 _TIMESPEC = struct.Struct("@qq")
 
 CAPTURE_BUFFER = 32 << 20
@@ -39,7 +43,9 @@ class TapCapture:
     """Everything that goes into a tap from now on."""
 
     def __init__(self, ifindex: int) -> None:
-        self._name = socket.if_indextoname(ifindex)
+        self._ifindex = ifindex
+        self._route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._route.settimeout(1.0)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
         program = b"".join(struct.pack("=HBBI", *instruction) for instruction in _ONLY_OUTGOING)
         self._program = ctypes.create_string_buffer(program, len(program))
@@ -48,7 +54,7 @@ class TapCapture:
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, CAPTURE_BUFFER)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
-        self._socket.bind((self._name, _ETH_P_ALL))
+        self._socket.bind((socket.if_indextoname(ifindex), _ETH_P_ALL))
 
     def fileno(self) -> int:
         """For the event loop."""
@@ -80,15 +86,22 @@ class TapCapture:
 
     def counters(self) -> tuple[int, int] | None:
         """(tx_packets, tx_dropped) of the tap: what QEMU has read, and what found no room. None once it is gone."""
+        body = struct.pack("=BBHII", 0, 0, 0, self._ifindex, 1 << (_IFLA_STATS_LINK_64 - 1))
         try:
-            base = Path("/sys/class/net") / self._name / "statistics"
-            return int((base / "tx_packets").read_text()), int((base / "tx_dropped").read_text())
+            self._route.send(struct.pack("=IHHII", 16 + len(body), _RTM_GETSTATS, _NLM_F_REQUEST, 0, 0) + body)
+            reply = self._route.recv(4096)
         except OSError:
             return None
+        kind = struct.unpack_from("=IH", reply)[1]
+        if kind != _RTM_NEWSTATS or len(reply) < _STATS + _LINK_STATS.size:
+            return None
+        _, tx_packets, _, _, _, _, _, tx_dropped = _LINK_STATS.unpack_from(reply, _STATS)
+        return tx_packets, tx_dropped
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         self._socket.close()
+        self._route.close()
 
 
 class TapSender:

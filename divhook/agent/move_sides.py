@@ -2,9 +2,10 @@
 
 from typing import Protocol
 
-from divhook.adapters.tap_capture import TapCapture, TapSender
+from divhook.adapters.tap_capture import TapSender
 from divhook.agent.move_channel import Channel
 from divhook.agent.move_record import MoveRecord
+from divhook.agent.move_tap import TapWatch
 from divhook.agent.nic import Nic
 from divhook.core.moves.destination import DestinationMove
 from divhook.core.moves.messages import Handover
@@ -53,19 +54,26 @@ class Leaving:
         self.nic = nic
         self.move = move
         self.record = record
-        self.capture: TapCapture | None = None
+        self.watch: TapWatch | None = None
         self.channel: Channel | None = None
-        self.tx = (0, 0)
         self.ended_s = 0.0
         self.used_s = 0.0
         self.flows_s = 0.0
         self.noted_first = False
 
     def counters(self) -> tuple[int, int]:
-        """The tap's, or the last that were seen."""
-        if self.capture is not None:
-            self.tx = self.capture.counters() or self.tx
-        return self.tx
+        """(tx_packets, tx_dropped) of its tap."""
+        return self.watch.counters() if self.watch is not None else (0, 0)
+
+    def drain(self) -> None:
+        """Read all that its tap has got."""
+        if self.watch is not None:
+            self.watch.drain()
+
+    def let_go(self) -> None:
+        """Its tap may go."""
+        if self.watch is not None:
+            self.watch.let_go()
 
 
 class Coming:

@@ -9,16 +9,18 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from divhook.adapters.handover import Pinned, StrangerError
 from divhook.adapters.libvirt import EventKind, GuestEvent
-from divhook.adapters.tap_capture import TapCapture, TapSender, queue_length
+from divhook.adapters.tap_capture import TapSender, queue_length
+from divhook.adapters.tap_hold import qemu_pid
 from divhook.agent.dataplane import Dataplane
 from divhook.agent.move_channel import HANDSHAKE_S, Channel
 from divhook.agent.move_record import MoveRecord, records
 from divhook.agent.move_sides import Coming, Leaving, Owner
+from divhook.agent.move_tap import TapWatch
 from divhook.agent.nic import Key, Nic
 from divhook.core.addressing import mac_text
 from divhook.core.endpoint import PORT_WIRE
@@ -54,7 +56,6 @@ from divhook.core.moves.source import (
     knows,
 )
 from divhook.core.moves.states import DestinationEvent, SourceEvent, SourceState
-from divhook.core.moves.unread import Delivered, Unread
 from divhook.core.outputs import Drop, ToNewHost
 from divhook.core.reasons import DropReason
 from divhook.core.wire.discovery import Claim
@@ -65,12 +66,13 @@ HANDOVER_S = 5.0
 """How long a new connection may take to say what it hands over."""
 QUEUE_FRAMES = 4096
 """Length of the tap's queue at the destination; as many as the source keeps for it."""
-SAMPLE_S = 0.02
-"""How often the tap's counter is compared with what was sent into it."""
 SETTLE_S = 0.001
-"""What QEMU takes, once it has told that it is done, to have read its last frame."""
+SETTLE_TRIES = 20
+"""What QEMU takes, once it has told that it is done, to have read its last frame: looked at so often, so far apart."""
 PAUSE_SLACK_NS = 3_000_000
 """How much earlier than libvirt's SUSPENDED the pause was, where QEMU's own event is missing."""
+HOLD_S = 1.0
+"""How long a tap is held after its port is gone, for frames that are on their way into it."""
 SETTLED_STATES = frozenset({"completed", "postcopy-active"})
 UNMOVED_STATES = frozenset({"failed", "cancelled", "cancelling"})
 """In which a migration of QEMU's leaves the guest where it was."""
@@ -87,8 +89,17 @@ log = logging.getLogger(__name__)
 class Moves:
     """Every move of this host."""
 
-    def __init__(self, dataplane: Dataplane, questions: MoveQuestions, owner: Owner, pinned: Pinned) -> None:
+    def __init__(
+        self,
+        dataplane: Dataplane,
+        questions: MoveQuestions,
+        owner: Owner,
+        pinned: Pinned,
+        pid_of: Callable[[str], int] = qemu_pid,
+    ) -> None:
+        """pid_of: of a guest's QEMU, by the guest's name; raises OSError or ValueError."""
         self.pinned = pinned
+        self._pid_of = pid_of
         self.records = records()
         self._plane = dataplane
         self._questions = questions
@@ -153,59 +164,22 @@ class Moves:
         record.note("asked for the hand-over")
         self.records.append(record)
         leaving = self._leaving[nic.key] = Leaving(nic, SourceMove(claim, question.peer), record)
-        self._capture(leaving)
+        self._watch(leaving)
         if nic.guest_uuid in self._paused:  # by its owner: no pause will be told
             leaving.move.on_paused(time.time_ns(), leaving.counters()[1])
             record.note("the guest is paused already")
         self._spawn(self._link(leaving, question))
 
-    def _capture(self, leaving: Leaving) -> None:
+    def _watch(self, leaving: Leaving) -> None:
+        nic, move = leaving.nic, leaving.move
         try:
-            leaving.capture = TapCapture(leaving.nic.ifindex)
+            leaving.watch = TapWatch(
+                nic, leaving.record, self._pid_of, lambda frame: self._act(leaving, move.on_frame(frame))
+            )
         except OSError as error:
-            log.warning("%s: its tap cannot be watched, so what comes during its pause is lost: %s", leaving.nic, error)
+            log.warning("%s: its tap cannot be watched, so what comes during its pause is lost: %s", nic, error)
             return
-        leaving.move.unread = Unread(*leaving.counters())
-        self._loop.add_reader(leaving.capture.fileno(), self._captured, leaving)
-        self._loop.call_later(SAMPLE_S, self._sample, leaving)
-
-    def _sample(self, leaving: Leaving) -> None:
-        unread = leaving.move.unread
-        if leaving.capture is None or unread is None or unread.stop_ns is not None:
-            return
-        counters = leaving.counters()
-        self._captured(leaving)
-        if unread.stop_ns is None:
-            unread.sample(*counters)
-            self._loop.call_later(SAMPLE_S, self._sample, leaving)
-
-    def _captured(self, leaving: Leaving) -> None:
-        capture, unread = leaving.capture, leaving.move.unread
-        if capture is None or unread is None:
-            return
-        try:
-            frames = capture.read()
-        except OSError:
-            self._end_capture(leaving)
-            return
-        for at_ns, data in frames:
-            self._act(leaving, leaving.move.on_frame(Delivered(at_ns, data)))
-        if len(frames) > 64 and (lost := capture.lost()):
-            unread.missed(lost)
-
-    def _drain(self, leaving: Leaving) -> None:
-        """Read what waits now."""
-        while leaving.capture is not None and leaving.move.unread is not None:
-            before = leaving.move.unread.count
-            self._captured(leaving)
-            if leaving.move.unread.count == before:
-                return
-
-    def _end_capture(self, leaving: Leaving) -> None:
-        if leaving.capture is not None:
-            self._loop.remove_reader(leaving.capture.fileno())
-            leaving.capture.close()
-            leaving.capture = None
+        move.unread = leaving.watch.unread
 
     async def _link(self, leaving: Leaving, question: Asked) -> None:
         move, record = leaving.move, leaving.record
@@ -246,7 +220,7 @@ class Moves:
         move, record = leaving.move, leaving.record
         if kind is MoveMessage.READY and knows(move.state, SourceEvent.READY):
             record.note("the destination is ready")
-            self._drain(leaving)
+            leaving.drain()
             self._act(leaving, move.on_ready(leaving.counters()[0]))
         elif kind is MoveMessage.ACTIVE:
             claim = claim_untrusted(object_untrusted(body))
@@ -268,8 +242,8 @@ class Moves:
         if leaving.move.state is SourceState.MOVED:
             return True
         leaving.record.note("active at the destination")
-        self._drain(leaving)
-        self._act(leaving, leaving.move.on_active(claim, leaving.counters()[0]))
+        leaving.drain()
+        self._act(leaving, leaving.move.on_active(claim, *leaving.counters(), time.time_ns()))
         self._state(leaving)
         return True
 
@@ -312,19 +286,26 @@ class Moves:
                 self._act(leaving, move.on_abandoned())
         self._state(leaving)
 
-    def _settle(self, leaving: Leaving) -> None:
-        if knows(leaving.move.state, SourceEvent.SETTLED):
-            self._drain(leaving)
-            self._act(leaving, leaving.move.on_settled(leaving.counters()[0]))
-            self._state(leaving)
+    def _settle(self, leaving: Leaving, tries: int = SETTLE_TRIES) -> None:
+        move = leaving.move
+        if not knows(move.state, SourceEvent.SETTLED):
+            return
+        leaving.drain()
+        tx_packets = leaving.counters()[0]
+        if tries and move.unread is not None and not move.unread.settled(tx_packets):
+            self._loop.call_later(SETTLE_S, self._settle, leaving, tries - 1)
+            return
+        self._act(leaving, move.on_settled(tx_packets))
+        self._state(leaving)
 
     def _gone(self, leaving: Leaving, what: str) -> None:
         """The guest's QEMU is gone here."""
         if not leaving.ended_s and knows(leaving.move.state, SourceEvent.ENDED):
             leaving.ended_s = self._loop.time()
             leaving.record.note(what)
-            self._drain(leaving)
+            leaving.drain()
             self._act(leaving, leaving.move.on_ended(leaving.counters()[0]))
+            self._loop.call_later(HOLD_S, leaving.let_go)
 
     def _act(self, leaving: Leaving, actions: list[SourceAction]) -> None:
         for action in actions:
@@ -339,6 +320,7 @@ class Moves:
                 self._forward(leaving)
                 self._owner.moved_out(leaving.nic, action.claim)
                 self._loop.call_later(FORWARD_S, self._expire_source, leaving)
+                self._loop.call_later(HOLD_S, leaving.let_go)
             elif isinstance(action, Lost):
                 self._plane.execute([Drop(action.reason, PORT_WIRE)] * action.frames)
                 leaving.record.note(f"{action.frames} frames lost: {action.reason.name.lower()}")
@@ -396,7 +378,8 @@ class Moves:
 
     def _close_source(self, leaving: Leaving) -> None:
         self._state(leaving)
-        self._end_capture(leaving)
+        if leaving.watch is not None:
+            leaving.watch.close()
         if leaving.channel is not None:
             leaving.channel.close()
         if self._leaving.get(leaving.nic.key) is leaving:

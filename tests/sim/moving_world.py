@@ -259,7 +259,7 @@ class MovingWorld(World):
         leaving, agent = run.leaving, run.source.agent
         if leaving is None or agent is None or not knows(leaving.state, SourceEvent.ACTIVE):
             return
-        self.act(run, leaving.on_active(claim, self.tx(run)))
+        self.act(run, leaving.on_active(claim, self.tx(run), 0, self.ns))
         self.after_call(run.source)
 
     def source_ends(self, run: MoveRun) -> None:

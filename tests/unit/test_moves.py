@@ -45,9 +45,9 @@ def test_frames_of_the_pause_are_sent_once_qemu_is_settled_then_live_ones_then_t
     assert m.on_frame(frame(1)) == m.on_frame(frame(2)) == []
     assert m.on_settled(2) == [CHANGED, SendFrames((frame(1), frame(2)))]
     assert m.on_frame(frame(3)) == [SendFrames((frame(3),))]
-    assert m.on_active(THERE, 2) == [MovedOut(THERE)]
+    assert m.on_active(THERE, 2, 0, STOP_NS) == [MovedOut(THERE)]
     assert m.on_frame(frame(4)) == [SendFrames((frame(4),))]
-    assert m.on_active(THERE, 2) == []
+    assert m.on_active(THERE, 2, 0, STOP_NS) == []
     assert m.on_ended(2) == [SendCommitted()]
     assert (m.copied, m.state, m.on_expired(), m.ended) == (4, SourceState.MOVED, [], True)
 
@@ -83,7 +83,7 @@ def test_what_was_not_settled_yet_is_sent_when_the_destination_claims() -> None:
     m = move()
     m.on_paused(STOP_NS, 0)
     m.on_frame(frame(1))
-    assert m.on_active(THERE, 1) == [CHANGED, SendFrames((frame(1),)), MovedOut(THERE)]
+    assert m.on_active(THERE, 1, 0, STOP_NS) == [CHANGED, SendFrames((frame(1),)), MovedOut(THERE)]
 
 
 def test_the_end_of_the_guest_here_tells_the_destination_what_it_missed() -> None:
@@ -127,14 +127,14 @@ def test_without_a_channel_the_destination_is_believed_and_what_nobody_reads_is_
     assert m.state is SourceState.DONE
     n = move(ready=False)
     n.on_lost()
-    assert n.on_active(THERE, 0) == [MovedOut(THERE)]
+    assert n.on_active(THERE, 0, 0, STOP_NS) == [MovedOut(THERE)]
 
 
 def test_a_channel_that_breaks_during_the_pause_leaves_frames_counted_as_not_handed_over() -> None:
     m = move(ready=False)
     m.on_paused(STOP_NS, 0)
     m.on_frame(frame(1))
-    assert m.on_active(THERE, 1) == [Lost(DropReason.MOVE_NOT_HANDED_OVER, 1), MovedOut(THERE)]
+    assert m.on_active(THERE, 1, 0, STOP_NS) == [Lost(DropReason.MOVE_NOT_HANDED_OVER, 1), MovedOut(THERE)]
 
 
 def test_frames_past_the_ring_and_doubtful_ones_are_counted() -> None:
@@ -154,7 +154,11 @@ def test_a_tap_that_cannot_be_watched_costs_its_frames_and_no_more() -> None:
     m.on_linked()
     m.on_ready(0)
     m.on_paused(STOP_NS, 0)
-    assert (m.on_frame(frame(1)), m.on_settled(0), m.on_active(THERE, 0)) == ([], [CHANGED], [MovedOut(THERE)])
+    assert (m.on_frame(frame(1)), m.on_settled(0), m.on_active(THERE, 0, 0, STOP_NS)) == (
+        [],
+        [CHANGED],
+        [MovedOut(THERE)],
+    )
     assert m.on_resumed() == [Stayed(announce=True)]
 
 
@@ -214,3 +218,18 @@ def test_nothing_is_active_before_there_is_a_port() -> None:
 
 def test_the_tables_are_drawn() -> None:
     assert "| READY | PAUSED | PAUSED |" in move_states_markdown()
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_an_announcement_that_outruns_the_news_of_the_pause_still_brings_what_is_unread(ready: bool) -> None:
+    """Two frames were read, the second of them by the paused QEMU alone."""
+    m = move()
+    if not ready:
+        m = move(ready=False)
+        m.on_linked()
+    for number in (1, 2, 3):
+        m.on_frame(frame(number))
+    assert m.on_active(THERE, 2, 0, STOP_NS + 10) == [CHANGED, SendFrames((frame(2), frame(3))), MovedOut(THERE)]
+    m.on_paused(STOP_NS, 0)
+    assert m.on_settled(2) == []
+    assert m.on_frame(frame(4)) == [SendFrames((frame(4),))]

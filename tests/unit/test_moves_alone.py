@@ -20,7 +20,7 @@ def alone() -> SourceMove:
 
 
 def test_frames_are_counted_where_the_announcement_comes_before_the_end_of_qemu(alone: SourceMove) -> None:
-    assert alone.on_active(THERE, 1) == [LOST, MovedOut(THERE)]
+    assert alone.on_active(THERE, 1, 0, STOP_NS) == [LOST, MovedOut(THERE)]
     assert alone.on_ended(1) == []
 
 

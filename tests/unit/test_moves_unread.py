@@ -96,6 +96,32 @@ def test_a_frame_long_before_the_pause_is_not_doubtful() -> None:
     assert Unread(0, 0).doubtful(0) == 0
 
 
+def test_what_qemu_may_have_held_for_a_guest_without_receive_buffers_is_doubtful() -> None:
+    """It had read the first frame, and no more; both of the others waited longer than it takes to read them."""
+    tap = Tap()
+    tap.send(STOP_NS - 9 * DOUBT_NS)
+    tap.read()
+    tap.send(STOP_NS - 2 * DOUBT_NS)
+    tap.pause()
+    tap.send(STOP_NS + 1)
+    tap.read()
+    assert (tap.seen, tap.unseen(), tap.unread.doubtful(tap.tx)) == ([0], [1, 2], 1)
+
+
+def test_a_qemu_that_has_not_read_its_one_frame_yet_is_not_settled() -> None:
+    """All from before the pause was read: until it has, the last of them looks like the one that it holds."""
+    tap = Tap()
+    tap.send(STOP_NS - 9 * DOUBT_NS)
+    assert tap.unread.settled(tap.tx)
+    tap.read()
+    tap.pause()
+    assert tap.unread.settled(tap.tx)
+    tap.send(STOP_NS + 1)
+    assert not tap.unread.settled(tap.tx)
+    tap.read()
+    assert (tap.unread.settled(tap.tx), tap.unseen()) == (True, [1])
+
+
 def test_before_the_pause_and_after_a_resume_nothing_is_unseen() -> None:
     tap = Tap()
     tap.send(STOP_NS + 5)

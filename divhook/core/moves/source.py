@@ -121,8 +121,10 @@ class SourceMove:
         self._step(SourceEvent.SETTLED)
         return self._flush(tx_packets) if before is SourceState.PAUSED else []
 
-    def on_active(self, claim: Claim, tx_packets: int) -> list[SourceAction]:
-        """The destination has claimed the endpoint."""
+    def on_active(self, claim: Claim, tx_packets: int, tx_dropped: int, now_ns: int) -> list[SourceAction]:
+        """The destination has claimed the endpoint: the guest runs there, so it is paused here, told or not."""
+        if self.state in (SourceState.READY, SourceState.LINKED, SourceState.ASKED):
+            self.on_paused(now_ns, tx_dropped)
         before = self.state
         self._step(SourceEvent.ACTIVE)
         if before is SourceState.MOVED:

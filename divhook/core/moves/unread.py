@@ -8,8 +8,11 @@ Facts, tried with QEMU 7.2: a paused QEMU without vhost reads exactly one frame 
 counts and the guest has not seen. So, once QEMU has had the time to do so (SETTLED), the unseen ones begin one before
 the first that was not read; and never after the first one that was sent after the pause.
 
-A frame may be lost, and is counted as doubtful, where nothing at all came after the pause, and the last one came within
-DOUBT_NS before it: whether QEMU gave it to the guest can't be told. A second copy would be the other mistake.
+A frame may be lost, and is counted as doubtful, where whether QEMU gave it to the guest can't be told. A second copy
+would be the other mistake.
+    - nothing at all came after the pause, and the last one came within DOUBT_NS before it;
+    - the first unread one had waited for DOUBT_NS: perhaps QEMU held the one before it, for a guest without free
+      receive buffers. At the pause it throws that one away (net_vm_change_state_handler in QEMU's net/net.c).
 """
 
 from collections import deque
@@ -81,22 +84,35 @@ class Unread:
         self.stop_ns = None
         self.overflow = 0
 
+    def settled(self, tx_packets: int) -> bool:
+        """False where QEMU may still be about to read its one frame: it has read as many as came before the pause."""
+        stop_ns = self.stop_ns
+        return stop_ns is None or not self._after(stop_ns) == self._read(tx_packets) < self.count
+
     def unseen(self, tx_packets: int) -> list[Delivered]:
         """What the guest has not seen, in order, of what is in the ring; QEMU has read tx_packets and no more will."""
-        stop_ns = self.stop_ns
-        if stop_ns is None:
+        if self.stop_ns is None:
             return []
-        first = self.count - len(self._ring)
-        after = next((first + i for i, frame in enumerate(self._ring) if frame.at_ns > stop_ns), self.count)
-        read = tx_packets - self._tx0 + self._dropped_at_stop - self._dropped0 - self._before
+        first, after, read = self.count - len(self._ring), self._after(self.stop_ns), self._read(tx_packets)
         if after == self.count and read >= self.count:
             return []
         start = max(first, min(after, read - HELD_BY_QEMU))
         return list(self._ring)[start - first :]
 
+    def _after(self, stop_ns: int) -> int:
+        """Number of the first frame that was sent after the pause."""
+        first = self.count - len(self._ring)
+        return next((first + i for i, frame in enumerate(self._ring) if frame.at_ns > stop_ns), self.count)
+
+    def _read(self, tx_packets: int) -> int:
+        """How many of the frames QEMU has read, or the tap had no room for."""
+        return tx_packets - self._tx0 + self._dropped_at_stop - self._dropped0 - self._before
+
     def doubtful(self, tx_packets: int) -> int:
         """Frames of which it can't be told whether the guest has seen them: 0 or 1."""
-        last = self._ring[-1] if self._ring else None
-        if last is None or self.stop_ns is None or self.unseen(tx_packets):
+        if self.stop_ns is None or not self._ring:
             return 0
-        return int(0 <= self.stop_ns - last.at_ns < DOUBT_NS)
+        unseen = self.unseen(tx_packets)
+        if unseen:
+            return int(self.stop_ns - unseen[0].at_ns > DOUBT_NS)
+        return int(0 <= self.stop_ns - self._ring[-1].at_ns < DOUBT_NS)

@@ -1,0 +1,230 @@
+"""Two agents' moves with real taps: what is sent into the source's tap is read at the destination, once, in order.
+
+sender ─▶ from0 ─▶ QEMU (the test, which reads its descriptor)       source
+            └─ capture, TLS on loopback ─▶ to0 ─▶ QEMU (the test)    destination
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from namespaces import Namespace
+
+from divhook.adapters.handover import Pinned
+from divhook.adapters.libvirt import EventKind, GuestEvent
+from divhook.agent.moves import Moves
+from divhook.agent.nic import Nic
+from divhook.config.configuration import Placement
+from divhook.core.addressing import AddressPlan, SubnetId, parse_address, parse_mac
+from divhook.core.keys import Key, KeyRing
+from divhook.core.moves.asking import Asked, MoveQuestions
+from divhook.core.moves.messages import Handover
+from divhook.core.wire.discovery import Claim
+
+pytestmark = [pytest.mark.require_root, pytest.mark.no_agent]
+
+SOURCE, TARGET = parse_mac("06:00:00:00:00:0a"), parse_mac("06:00:00:00:00:0b")
+MAC, ADDRESS = parse_mac("52:54:00:00:00:01"), parse_address("10.1.1.5")
+PLAN, SUBNET, UUID = AddressPlan(), SubnetId(1, 1), "7c1a"
+TUNSETIFF, TAP, NO_PI, VNET_HDR = 0x400454CA, 0x2, 0x1000, 0x4000
+HEADERS = 10 + 14
+PORT = 5111
+
+
+class Tap:
+    """A tap that QEMU has open, and a socket that sends into it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(self.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), TAP | NO_PI | VNET_HDR))
+        self.ifindex = socket.if_nametoindex(name)
+
+    def send(self, *numbers: int) -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+            sender.bind((self.name, 0))
+            for number in numbers:
+                sender.send(MAC + SOURCE + b"\x88\xb6" + struct.pack("!I", number) + bytes(42))
+
+    def read(self, frames: int = 1 << 30) -> list[int]:
+        """What QEMU reads."""
+        found: list[int] = []
+        with contextlib.suppress(BlockingIOError):
+            while len(found) < frames:
+                data = os.read(self.fd, 4096)
+                found.append(struct.unpack_from("!I", data, HEADERS)[0])
+        return found
+
+    def end(self) -> None:
+        """QEMU ends."""
+        os.close(self.fd)
+
+
+class Host:
+    """One agent's moves. What the rest of the agent would do is noted."""
+
+    def __init__(self, pmac: bytes, nic: Nic) -> None:
+        self.nic, self.said, self.dropped = nic, list[str](), list[Any]()
+        self.claim = Claim(ADDRESS, MAC, pmac, 100 if pmac == SOURCE else 101, 50, nic.guest_id, 9)
+        discovery = SimpleNamespace(claims=lambda: [self.claim])
+        pipeline = SimpleNamespace(discovery=discovery, moved={}, from_wire_ipv4=lambda *_: [])
+        plane = SimpleNamespace(pipeline=pipeline, execute=self.dropped.extend, inject=lambda *_: None)
+        self.questions = MoveQuestions(pmac, PLAN)
+        keys = KeyRing((Key(1, bytes(32), send=True),))
+        self.moves = Moves(cast(Any, plane), self.questions, cast(Any, self), Pinned(keys, "x"), lambda _: os.getpid())
+
+    def all(self) -> list[Nic]:
+        return [self.nic]
+
+    def handover_of(self, nic: Nic, claim: Claim) -> Handover:
+        return Handover(claim, nic.guest, None, {}, (), (), "")
+
+    def flows_of(self, nic: Nic, within_s: float) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: self.said.append(name)
+
+    def event(self, kind: EventKind, detail: str = "") -> None:
+        self.moves.event(GuestEvent(kind, "g", UUID, detail, time.time_ns()))
+
+
+def made_nic(tap: Tap, incoming: bool) -> Nic:
+    place = Placement(SUBNET, cast(Any, None), None, None, "test")
+    nic = Nic("g", UUID, place, MAC, fixed=True, address=ADDRESS, incoming=incoming)
+    nic.port, nic.ifindex, nic.ifname = 1, tap.ifindex, tap.name
+    return nic
+
+
+class Run:
+    """A move up to READY, in the namespace."""
+
+    def __init__(self) -> None:
+        self.here, self.there = Tap("from0"), Tap("to0")
+        for tap in (self.here, self.there):
+            os.system(f"ip link set {tap.name} up")
+        self.source, self.target = Host(SOURCE, made_nic(self.here, False)), Host(TARGET, made_nic(self.there, True))
+
+    async def ready(self) -> None:
+        await self.target.moves.listen(ip_address("127.0.0.1"), PORT)
+        self.target.moves.expect(self.target.nic)
+        self.target.moves.port_ready(self.target.nic)
+        asked = Asked(self.source.nic.guest_id, TARGET, ip_address("127.0.0.1"), PORT)
+        self.source.questions._asked.append(asked)
+        self.source.moves.asked()
+        await until(lambda: self.state() == "ready")
+
+    def state(self) -> str:
+        return self.source.moves.records[-1].state
+
+    def pause(self) -> None:
+        self.source.event(EventKind.QEMU_STOP)
+
+    async def settle(self) -> None:
+        self.source.event(EventKind.QEMU_MIGRATION, "completed")
+        await until(lambda: self.state() in ("copying", "moved"))
+
+    async def came(self, frames: int) -> list[int]:
+        """What the destination's guest reads."""
+        found: list[int] = []
+
+        def enough() -> bool:
+            found.extend(self.there.read())
+            return len(found) >= frames
+
+        with contextlib.suppress(TimeoutError):
+            await until(enough)
+        await asyncio.sleep(0.05)  # for one too many
+        return found + self.there.read()
+
+    async def end(self) -> None:
+        for host in (self.source, self.target):
+            await host.moves.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    made = Namespace(f"mt{os.getpid() % 100000}")
+    made.sysctl("ipv6/conf/default/disable_ipv6", 1)
+    yield made
+    made.remove()
+
+
+def play(namespace: Namespace, story: Callable[[Run], Coroutine[Any, Any, None]]) -> None:
+    async def whole() -> None:
+        run = Run()
+        await run.ready()
+        try:
+            await story(run)
+        finally:
+            await run.end()
+
+    with namespace.entered():
+        asyncio.run(whole())
+
+
+def test_what_is_sent_into_a_tap_whose_qemu_has_ended_is_not_lost(namespace: Namespace) -> None:
+    """libvirt ends the source's QEMU before the destination's agent has said that the guest runs there."""
+
+    async def story(run: Run) -> None:
+        run.here.send(1, 2)
+        assert run.here.read() == [1, 2]
+        run.pause()
+        run.here.send(3, 4)
+        run.here.read(1)
+        await run.settle()
+        run.here.end()
+        run.here.send(5, 6)
+        assert await run.came(4) == [3, 4, 5, 6]
+        run.target.moves.runs(run.target.nic)
+        await until(lambda: run.state() == "moved")
+        assert "moved_out" in run.source.said
+        run.here.send(7)
+        assert await run.came(1) == [7]
+
+    play(namespace, story)
+
+
+def test_a_held_tap_goes_once_the_move_is_over(namespace: Namespace) -> None:
+    async def story(run: Run) -> None:
+        run.pause()
+        await run.settle()
+        run.here.end()
+        run.target.moves.runs(run.target.nic)
+        assert socket.if_nametoindex("from0")
+        await until(lambda: "from0" not in [name for _, name in socket.if_nameindex()])
+
+    play(namespace, story)
+
+
+def test_an_agent_that_is_late_with_a_burst_takes_no_read_frame_for_unread(namespace: Namespace) -> None:
+    """600 frames wait in the capture when the tap's counter is compared: more than it reads at a time."""
+
+    async def story(run: Run) -> None:
+        for first in range(0, 600, 100):
+            run.here.send(*range(first, first + 100))
+            assert len(run.here.read()) == 100
+        (leaving,) = run.source.moves._leaving.values()
+        leaving.watch._sample()
+        run.pause()
+        run.here.send(600, 601)
+        run.here.read(1)
+        await run.settle()
+        assert await run.came(2) == [600, 601]
+
+    play(namespace, story)
