@@ -2,7 +2,8 @@
 
     python scripts/run_tests.py [--require-all] [--tier NAME …] [--fastpath on|off|both] [-- pytest arguments]
 
-Tests that start agents run twice: with the agents' fast path on, and with it off. All others run once.
+Tests that start agents run twice: with the agents' fast path on, and with it off. All others run once, and so do those
+marked `one_mode`.
 
 The pure tiers (unit, property, sim) run first, under coverage of the packages that decide: it may not fall
 below the ratchet in pyproject.toml ([tool.divhook.ratchet] coverage, per cent with branches; raise it, never lower it).
@@ -55,12 +56,12 @@ def count(report: Path) -> dict[tuple[str, str], Row]:
 
 
 def plan(wanted: list[str], modes: tuple[str, ...]) -> list[tuple[str, list[str], list[str]]]:
-    """pytest processes: (title, tiers, arguments). Only the first of two modes runs what starts no agent."""
+    """pytest processes: (title, tiers, arguments). The second of two modes leaves out what the mode is nothing to."""
     pure = [tier for tier in PURE if tier in wanted]
     runs = [(", ".join(pure), pure, list[str]())]
     for number, mode in enumerate(modes):
         tiers = [tier for tier in SYSTEM if tier in wanted and (number == 0 or tier in AGENT_TIERS)]
-        only = ["-m", "not no_agent"] if number else []
+        only = ["-m", "not no_agent and not one_mode"] if number else []
         runs.append((f"{', '.join(tiers)}, fast path {mode}", tiers, ["--fastpath", mode, *only]))
     return [each for each in runs if each[1]]
 

@@ -3,7 +3,8 @@
 With `--require TIER,…` or `--require-all`, as CI has it, a test that would be skipped fails instead.
 
 `--fastpath on|off` is the mode of every agent that a test of the netns or libvirt tier starts; both must be green, and
-scripts/run_tests.py runs both. A test marked `no_agent` starts none, and is run once.
+scripts/run_tests.py runs both. A test marked `no_agent` starts none, and is run once; so is one marked `one_mode`: the
+fast path has no part in what it is about (hooks, addresses, DHCP).
 """
 
 import ctypes

@@ -4,11 +4,14 @@ import statistics
 import time
 from collections.abc import Callable
 
+import pytest
 from lab_cast import Cast
 
 from divhook.lab.guest import GuestSpec, Nic
 from divhook.lab.host import LabHost
 from divhook.lab.lab import Lab
+
+pytestmark = pytest.mark.one_mode
 
 TURNS = 7
 BRIDGE = "plainbr0"

@@ -14,6 +14,8 @@ from divhook.lab.host import LabHost
 from divhook.lab.lab import Lab
 from divhook.lab.processes import wait_until
 
+pytestmark = pytest.mark.one_mode
+
 BY_MAC = "52:54:00:9a:07:01"
 ANNEX = f"""
 cell: annex

@@ -13,6 +13,8 @@ from divhook.lab.host import LabHost
 from divhook.lab.lab import Lab
 from divhook.lab.processes import wait_until
 
+pytestmark = pytest.mark.one_mode
+
 FIRST, SECOND = default_mac("bad", 0), default_mac("bad", 1)
 NOBODYS = "52:54:00:0b:ad:01"
 WEB_AND_DB = GuestSpec("bad", (Nic("shop", "web"), Nic("shop", "db")))

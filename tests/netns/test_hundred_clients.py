@@ -9,6 +9,8 @@ import pytest
 
 from divhook.lab.bare import NIC, BareLab, BareSpec
 
+pytestmark = pytest.mark.one_mode
+
 GUESTS = 100
 DEADLINE_S = 60
 SCRIPT = """#!/bin/sh
