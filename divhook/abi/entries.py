@@ -119,6 +119,7 @@ class PortEntry:
     tracked: its flows are kept; it has a table for them. group_rate: of broadcast and multicast, whoever forwards it.
     shares: map `shared` has addresses that it may take.
     policed: only those flows pass that its record in map `port_policies` lets in; it is tracked, too.
+    translated: its cell has source NAT.
     """
 
     port_id: int
@@ -133,6 +134,7 @@ class PortEntry:
     group_rate: Rate = field(default=PORT_GROUP_RATE)
     policed: bool = False
     shares: bool = False
+    translated: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.port_id <= MAX_PORT:
@@ -153,7 +155,10 @@ class PortEntry:
             packed_address(self.address or ZERO_ADDRESS),
             packed_address(self.router),
             packed_mac(self.vmac),
-            layout.PORT_TRACKED * self.tracked | layout.PORT_POLICED * self.policed | layout.PORT_SHARES * self.shares,
+            layout.PORT_TRACKED * self.tracked
+            | layout.PORT_POLICED * self.policed
+            | layout.PORT_SHARES * self.shares
+            | layout.PORT_TRANSLATED * self.translated,
             rates,
         )
 
@@ -174,6 +179,7 @@ class PortEntry:
             Rate.unpack(raw.rates[PortBucket.GROUP]),
             bool(raw.flags & layout.PORT_POLICED),
             bool(raw.flags & layout.PORT_SHARES),
+            bool(raw.flags & layout.PORT_TRANSLATED),
         )
 
 
@@ -181,7 +187,7 @@ class PortEntry:
 class LocalEndpoint:
     """Map `endpoints`: behind a port of this host. mtu: bytes of an IP packet in its subnet.
 
-    tracked, policed: as its port.
+    tracked, policed, translated: as its port.
     """
 
     vmac: Mac
@@ -192,11 +198,13 @@ class LocalEndpoint:
     tracked: bool = False
     identity: int = 0
     policed: bool = False
+    translated: bool = False
 
     def pack(self) -> layout.Endpoint:
         """struct endpoint. Raises ValueError where a field is out of range."""
         kind = EndpointKind.FENCED if self.fenced else EndpointKind.LOCAL
         flags = layout.ENDPOINT_TRACKED * self.tracked | layout.ENDPOINT_POLICED * self.policed
+        flags |= layout.ENDPOINT_TRANSLATED * self.translated
         here = {"ifindex": self.ifindex, "port_id": self.port_id}
         return _endpoint(kind, self.vmac, self.mtu, **here, flags=flags, identity=self.identity)
 
@@ -261,7 +269,10 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
     if raw.kind != EndpointKind.REMOTE:
         fenced, tracked = raw.kind == EndpointKind.FENCED, bool(raw.flags & layout.ENDPOINT_TRACKED)
         policed = bool(raw.flags & layout.ENDPOINT_POLICED)
-        return LocalEndpoint(vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked, raw.identity, policed)
+        translated = bool(raw.flags & layout.ENDPOINT_TRANSLATED)
+        return LocalEndpoint(
+            vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked, raw.identity, policed, translated
+        )
     host = bytes(raw.host.octets)
     claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
     return RemoteEndpoint(claim, raw.mtu, used, heard)

@@ -12,6 +12,7 @@ ABI_VERSION = 2
 
 MARK_DIVERT = 0xD1
 MARK_GROUP = 0x100
+MARK_NAT = 0x200
 MARK_PORT_SHIFT = 16
 
 MAX_PORTS = 4096
@@ -38,6 +39,8 @@ PREFIX_ROUTE = 2
 PREFIX_HOST = 3
 NEXT_HOP_SLOTS = 64
 MAX_NEXT_HOPS = 16
+MAX_NAT_ADDRESSES = 1024
+NAT_POOL = 1
 
 BUCKETS = 4
 HOST_FASTPATH = 1
@@ -45,6 +48,7 @@ ENDPOINT_USED = 1
 ENDPOINT_HEARD = 2
 PORT_TRACKED = 1
 PORT_SHARES = 4
+PORT_TRANSLATED = 8
 MAX_SHARED = 65536
 MAX_GROUP_LISTS = 8192
 MAX_GROUP_MEMBERS = 128
@@ -56,6 +60,7 @@ SHARED_HELD = 2
 PORT_POLICED = 2
 ENDPOINT_TRACKED = 1
 ENDPOINT_POLICED = 2
+ENDPOINT_TRANSLATED = 4
 FLOW_OPENED_BY_HIGH = 1
 FLOW_ANSWERED = 2
 POLICY_ALLOW = 1
@@ -252,6 +257,12 @@ class NextHops(ctypes.Structure):
     """struct next_hops: value of map `next_hops`"""
 
     _fields_ = (("slots_be", Octets4 * NEXT_HOP_SLOTS), ("hops_be", Octets4 * MAX_NEXT_HOPS))
+
+
+class NatConfig(ctypes.Structure):
+    """struct nat_config: the one value of map `nat`"""
+
+    _fields_ = (("ifindex", ctypes.c_uint32), ("mac", Mac), ("pad", ctypes.c_uint8 * 2))
 
 
 class FlowKey(ctypes.Structure):

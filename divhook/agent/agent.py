@@ -35,6 +35,7 @@ from divhook.agent.flow_log import FlowLog
 from divhook.agent.guests import Guests
 from divhook.agent.moves import Moves
 from divhook.agent.names import Names
+from divhook.agent.nat import NatService
 from divhook.agent.outside import external_map
 from divhook.agent.registry import Registry, RegistryError
 from divhook.agent.topology import topology_of
@@ -167,6 +168,7 @@ class Agent:
         own = [OwnAddress(a.ip.packed, a.network) for a in await self._links.addresses(self.uplink.ifindex)]
         self._build(keys, own)
         self.dataplane.outside.start()
+        await self.nat.apply(self.configuration)
         self.programs.attach_uplink(self.uplink.ifindex)
         self._control = ControlServer(self.paths.socket, {"hook": self._hook, **handlers})
         await self._control.start()
@@ -174,7 +176,16 @@ class Agent:
         self._rules_watcher = RulesWatcher()
         self._loop.add_reader(self._rules_watcher.fileno(), self._rules_changed)
         self.libvirt.start()
-        self._spawn(self._every(RECONCILE_S, self._ensure_links, self.reconcile, self._restore_rules, self._keep_stamp))
+        self._spawn(
+            self._every(
+                RECONCILE_S,
+                self._ensure_links,
+                self.nat.keep_true,
+                self.reconcile,
+                self._restore_rules,
+                self._keep_stamp,
+            )
+        )
         self._spawn(self._every(FILES_POLL_S, self._reload_changed))
         for task in (self._watch_links(), self._feed_watchdog(), self.names.run()):
             self._spawn(task)
@@ -228,6 +239,7 @@ class Agent:
             if error.errno in (errno.EPERM, errno.EBUSY):
                 raise AgentError(f"NFQUEUE {host.queue} is taken by another program: {error}") from error
             raise
+        self.nat = NatService(self.programs, self.dataplane, self.uplink.mtu)
         self.guests = Guests(
             self.configuration,
             self.registry,
@@ -581,6 +593,7 @@ class Agent:
     async def reload_all(self) -> str:
         """The same, and the policies. Returns what is wrong with either."""
         problem = self.reload()
+        await self.nat.apply(self.configuration)
         await self.reconcile()  # labels in cell files
         try:
             await self.apply_policies()

@@ -29,7 +29,7 @@ from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState
 from divhook.core.identities import IdentityLearned
 from divhook.core.keys import KeyRing
 from divhook.core.moves.asking import MoveQuestions
-from divhook.core.outputs import Drop, Output, ToGuest, ToNewHost, ToWire
+from divhook.core.outputs import Drop, Output, ToGuest, ToNat, ToNewHost, ToWire
 from divhook.core.pipeline import Pipeline
 from divhook.core.reasons import DropReason
 from divhook.core.wire.discovery import Message, is_discovery
@@ -37,6 +37,8 @@ from divhook.core.wire.ethernet import ETH_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4
 
 MARK_GROUP = 1 << 8
 """Mark bit: the frame's destination MAC was a group address."""
+MARK_NAT = 1 << 9
+"""Mark bit: it comes from the namespace that translates."""
 MAX_ROUNDS = 64
 """Times in a row that the machines may answer each other before frames are read again."""
 MAX_DRAINS = 8
@@ -123,6 +125,7 @@ class Dataplane:
         self.counters = Counters()
         self.recent: deque[tuple[float, Drop]] = deque(maxlen=MAX_RECENT_DROPS)
         self.ifindex_of: dict[int, int] = {}
+        self.nat_ifindex = 0  # of the link to the namespace that translates
         self.census = census
         self.flow_log = flow_log or FlowLog()
         self.moves = MoveQuestions(pipeline.pmac, pipeline.plan)
@@ -175,7 +178,10 @@ class Dataplane:
     def _ipv4(self, mark: int, hw_source: bytes | None, packet: bytes) -> None:
         port = mark >> 16
         group = bool(mark & MARK_GROUP)
-        if port == PORT_WIRE:
+        if mark & MARK_NAT:
+            self.counters.from_wire += 1
+            self.execute(self.pipeline.from_nat_ipv4(packet, self._now))
+        elif port == PORT_WIRE:
             self.counters.from_wire += 1
             self.execute(self.pipeline.from_wire_ipv4(hw_source or bytes(6), packet, group, self._now))
         else:
@@ -275,6 +281,9 @@ class Dataplane:
             if isinstance(output, ToWire):
                 self.counters.to_wire += 1
                 if not self._sender.send(self._uplink, output.frame):
+                    self.counters.send_failed += 1
+            elif isinstance(output, ToNat):
+                if not self.nat_ifindex or not self._sender.send(self.nat_ifindex, output.frame):
                     self.counters.send_failed += 1
             elif isinstance(output, ToGuest):
                 self.counters.to_guest += 1

@@ -12,6 +12,7 @@ from divhook.adapters.bpf import bpffs
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import teardown as bpf_teardown
 from divhook.adapters.links import LinkError, Links
+from divhook.adapters.links.nat import NatNamespace
 from divhook.adapters.rules import Rules, RulesError
 from divhook.agent import systemd
 from divhook.agent.agent import BPFFS, Agent, AgentError, Paths
@@ -69,6 +70,7 @@ async def teardown(configuration: Configuration) -> None:
     host, plan = configuration.host, configuration.plan
     bpf_teardown(bpffs.pin_dir_in(BPFFS))
     await Rules(host.queue, host.bridge).teardown()
+    NatNamespace().remove()
     links = Links(host.bridge)
     await links.open()
     try:

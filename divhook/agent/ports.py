@@ -97,6 +97,7 @@ class Ports:
             state=state,
             identity=standing.identity,
             allowed=nic.placement.allowed,
+            translated=self._translated(nic),
         )
         try:
             pipeline.ports.put(endpoint)
@@ -118,6 +119,7 @@ class Ports:
                 tracked=standing.policed,
                 policed=standing.policed,
                 identity=standing.identity,
+                translated=endpoint.translated,
             )
             self._dataplane.fastpath.set_local(shown, entry)
         self._dataplane.shared.sync()
@@ -144,7 +146,12 @@ class Ports:
             tracked=policed,
             policed=policed,
             shares=bool(nic.placement.allowed),
+            translated=self._translated(nic),
         )
+
+    def _translated(self, nic: Nic) -> bool:
+        facts = self._dataplane.pipeline.topology.get(nic.placement.id)
+        return facts is not None and facts.translated
 
     def _group_rate(self, nic: Nic) -> Rate:
         facts = self._dataplane.pipeline.topology.get(nic.placement.id)
@@ -193,7 +200,8 @@ class Ports:
             if endpoint is None or facts is None:
                 continue
             there = ports.get(nic.ifindex)
-            if facts.mtu != endpoint.mtu or (there is not None and there.group_rate != self._group_rate(nic)):
+            changed = (facts.mtu, facts.translated) != (endpoint.mtu, endpoint.translated)
+            if changed or (there is not None and there.group_rate != self._group_rate(nic)):
                 _told(self.put, nic, endpoint.state)
 
     def _take_off(self, ifindex: int, port: int) -> None:

@@ -58,7 +58,7 @@ class AgentHolder:
         return handler
 
 
-def _status(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
+async def _status(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
     plane = agent.dataplane
     discovery = plane.pipeline.discovery
     queue_lost, socket_lost = plane.queue_losses()
@@ -79,6 +79,7 @@ def _status(agent: Agent, _request: dict[str, Any]) -> dict[str, Any]:
         "rules_restored": agent.rules_restored,
         "policy": _policy(agent),
         "fast_path": _fast_path(agent),
+        "nat": await agent.nat.status(),
         "moves": agent.moves.counts(),
         "slow_path": {
             "from_guest": counters.from_guest,

@@ -10,12 +10,14 @@ from divhook.core.router import SubnetFacts, Topology
 def topology_of(configuration: Configuration, uplink_mtu: int) -> Topology:
     """Facts of every configured subnet on a host whose uplink takes uplink_mtu bytes of IP packet."""
     routed = {cell.number for cell in configuration.cells if cell.multicast == "cell"}
+    translated = {cell.number for cell in configuration.cells if cell.snat is not None}
     return {
         subnet.id: SubnetFacts(
             subnet.mtu_with(uplink_mtu),
             _service(configuration.plan, subnet, uplink_mtu),
             subnet.group_limit,
             subnet.id.cell in routed,
+            subnet.id.cell in translated,
         )
         for subnet in configuration.subnets.values()
     }

@@ -8,8 +8,8 @@
  *
  *      31           16 15       9  8  7        0
  *     +---------------+----------+---+----------+
- * mark|    port id    |    0     | G |   0xd1   |   G: the frame's destination MAC was a group address
- *     +---------------+----------+---+----------+   port id 0: the uplink
+ * mark|    port id    |    0   N | G |   0xd1   |   G: the frame's destination MAC was a group address
+ *     +---------------+----------+---+----------+   port id 0: the uplink; with N (bit 9) the namespace that translates
  */
 #pragma once
 
@@ -19,6 +19,7 @@
 
 #define MARK_DIVERT 0xd1
 #define MARK_GROUP 0x100
+#define MARK_NAT 0x200
 #define MARK_PORT_SHIFT 16
 
 /* Bounds of the tables. */
@@ -117,6 +118,7 @@ enum drop_reason {
 	EXTERNAL_UNREACHABLE = 92,
 	EXTERNAL_SPOOF = 93,
 	EXTERNAL_CONFLICT = 94,
+	NAT_UNTRANSLATED = 95,
 
 	PORT_NOT_ACTIVE = 96,
 	PORT_UNKNOWN = 97,
@@ -169,6 +171,7 @@ struct host_config {
 /* port.flags */
 #define PORT_TRACKED 1 /* flows to and from it are kept, in a table of its own in map `flows` */
 #define PORT_SHARES 4 /* it may take addresses besides its own: map `shared` */
+#define PORT_TRANSLATED 8 /* its cell has source NAT: what goes outside does so by the namespace that translates */
 #define PORT_POLICED 2 /* and only those pass that map `port_policies` lets in; tracked, too */
 
 /* Map `ports`: ifindex → port. */
@@ -196,6 +199,7 @@ enum endpoint_kind {
 /* endpoint.flags */
 #define ENDPOINT_TRACKED 1 /* local: its port is PORT_TRACKED */
 #define ENDPOINT_POLICED 2 /* local: its port is PORT_POLICED */
+#define ENDPOINT_TRANSLATED 4 /* local: its port is PORT_TRANSLATED */
 
 /*
  * Map `endpoints`: address → who holds it, as far as frames have needed it. The four words of the claim are the
@@ -499,6 +503,18 @@ struct next_hops {
 	__be32 hops_be[MAX_NEXT_HOPS]; /* all that the route has, then zero: frames from any of them are good */
 };
 
+/*
+ * Source NAT: lib/nat.h. Map `nat`, one entry: the way into the namespace that translates. ifindex 0: there is none.
+ * Map `nat_addresses`: address that guests' packets are translated to here → whose it is besides.
+ */
+#define MAX_NAT_ADDRESSES 1024
+#define NAT_POOL 1 /* nobody's: all that comes to it is the namespace's */
+struct nat_config {
+	__u32 ifindex;
+	struct mac mac; /* of the namespace's own end */
+	__u8 pad[2];
+};
+
 _Static_assert(sizeof(struct mac) == 6, "mac");
 _Static_assert(sizeof(struct rate) == 8, "rate");
 _Static_assert(sizeof(struct host_config) == 48 + 8 * BUCKETS, "host_config");
@@ -525,3 +541,4 @@ _Static_assert(sizeof(struct flow_event) == 56, "flow_event");
 _Static_assert(sizeof(struct prefix_key) == 8, "prefix_key");
 _Static_assert(sizeof(struct prefix) == 8, "prefix");
 _Static_assert(sizeof(struct next_hops) == 4 * (NEXT_HOP_SLOTS + MAX_NEXT_HOPS), "next_hops");
+_Static_assert(sizeof(struct nat_config) == 12, "nat_config");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
- * The tc programs: from_guest at the ingress of every port, from_wire at the ingress of the uplink.
+ * The tc programs: from_guest at the ingress of every port, from_wire at the ingress of the uplink, from_nat where what
+ * the namespace with source NAT has translated comes out.
  *
  * Default deny from a guest: what is not understood is dropped, with its reason. Default pass from the wire: what is
  * not ours goes on to the host's own stack as if there were no program. A valid frame of the virtual space is forwarded
@@ -17,6 +18,7 @@
 #include "lib/ethernet.h"
 #include "lib/external.h"
 #include "lib/forward.h"
+#include "lib/from_nat.h"
 #include "lib/group.h"
 #include "lib/ipv4.h"
 #include "lib/limit.h"
@@ -328,7 +330,9 @@ static __always_inline int wire_ipv4(struct __sk_buff *skb, const struct host_co
 	enum drop_reason reason = packet_parse_untrusted(skb, frame->l3, &packet);
 
 	/* A header too short to show its addresses leaves them zero: the host's stack refuses it. */
-	if (!is_virtual(host, packet.source_be) && !is_virtual(host, packet.destination_be))
+	bool theirs = !is_virtual(host, packet.source_be) && !is_virtual(host, packet.destination_be);
+
+	if (theirs && (to != TO_HOST || !is_nat_address(packet.destination_be)))
 		return PASS;
 	if (to == TO_MULTICAST)
 		return drop(skb, PORT_WIRE, L2_MULTICAST_MISMATCH);
@@ -338,6 +342,8 @@ static __always_inline int wire_ipv4(struct __sk_buff *skb, const struct host_co
 		return drop(skb, PORT_WIRE, SOURCE_MAC_GROUP);
 	if (reason != VALID)
 		return drop(skb, PORT_WIRE, reason);
+	if (theirs)
+		return wire_to_nat(skb, host, &packet, &frame->ethernet.source, divert_mark(PORT_WIRE, false));
 	return wire_packet(skb, host, &packet, &frame->ethernet.source, to == TO_GROUP);
 }
 
@@ -376,10 +382,14 @@ int from_wire(struct __sk_buff *skb)
 	    mac_equal(&start->headers.ethernet.destination, &host->pmac)) {
 		struct mac source = start->headers.ethernet.source;
 
-		if (!is_virtual(host, start->headers.source_be) && !is_virtual(host, start->headers.destination_be))
+		bool theirs = !is_virtual(host, start->headers.source_be) &&
+			      !is_virtual(host, start->headers.destination_be);
+
+		if (theirs && !is_nat_address(start->headers.destination_be))
 			return PASS; /* the host's own traffic */
 		if (!mac_is_group(&source) && !mac_is_zero(&source) && ordinary_valid(skb, start, &packet))
-			return wire_packet(skb, host, &packet, &source, false);
+			return theirs ? wire_to_nat(skb, host, &packet, &source, divert_mark(PORT_WIRE, false)) :
+					wire_packet(skb, host, &packet, &source, false);
 	}
 	if (!frame_parse_untrusted(skb, &frame))
 		return PASS;
@@ -399,6 +409,37 @@ int from_wire(struct __sk_buff *skb)
 	if (to != TO_MULTICAST && discovery_magic(skb, frame.l3))
 		return wire_discovery(skb, host, &frame, to);
 	return frame.type == TYPE_ARP ? wire_plain_arp(skb, host, &frame, divert_mark(PORT_WIRE, to != TO_HOST)) : PASS;
+}
+
+/* Out of the namespace with source NAT: translated, or a reply. Nothing else leaves it. */
+SEC("tc")
+int from_nat(struct __sk_buff *skb)
+{
+	const struct host_config *host = this_host();
+	const struct nat_config *way = nat_here();
+	struct packet packet = {};
+	struct frame frame;
+	int verdict = NOT_KNOWN;
+	bool reply;
+
+	skb->mark = 0;
+	if (!host || !way || !frame_parse_untrusted(skb, &frame) || frame.tagged || frame.type != TYPE_IPV4 ||
+	    packet_parse_untrusted(skb, frame.l3, &packet) != VALID)
+		return drop(skb, PORT_WIRE, NAT_UNTRANSLATED);
+	reply = is_virtual(host, packet.destination_be);
+	if (!reply && (is_virtual(host, packet.source_be) || !is_nat_address(packet.source_be)))
+		return drop(skb, PORT_WIRE, NAT_UNTRANSLATED);
+	if (host->flags & HOST_FASTPATH)
+		verdict = reply ? nat_to_guest(skb, host, &packet) : nat_to_wire(skb, host, &packet);
+	if (verdict != NOT_KNOWN)
+		return verdict;
+	if (!conforms(skb, PORT_WIRE, BUCKET_PEER_IPV4, &host->wire_rates[BUCKET_PEER_IPV4]))
+		return drop(skb, PORT_WIRE, DIVERT_RATE_LIMITED);
+	if (bpf_skb_store_bytes(skb, 0, &way->mac, sizeof(way->mac), 0) || bpf_skb_change_type(skb, PACKET_HOST))
+		return drop(skb, PORT_WIRE, INTERNAL_ERROR);
+	skb->mark = divert_mark(PORT_WIRE, false) | MARK_NAT;
+	count_diverted(skb, PORT_WIRE);
+	return PASS;
 }
 
 /* The clock of map `flows`, read by a test-run: its low word in cb, the high one in the mark. Attached nowhere. */

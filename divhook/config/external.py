@@ -2,6 +2,7 @@
 
     on_link    servers and routers on the uplink's own layer 2: they are asked for by ordinary ARP
     routes     prefixes behind next hops; each next hop is on_link
+    pools      addresses of this host's own, that cells with source NAT go out with
 
 A route may be wider than what is on link, and an on_link prefix inside a route: the longest prefix decides.
 """
@@ -12,7 +13,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from divhook.config.values import MAX_MTU, Ipv4, Mtu, Prefix, StrictModel, faults
+from divhook.config.values import MAX_MTU, AddressRange, Ipv4, Mtu, Name, Prefix, Range, StrictModel, faults
 from divhook.core.addressing import Address, address_text
 
 MAX_ON_LINK = 1024
@@ -20,6 +21,8 @@ MAX_ON_LINK = 1024
 MAX_ROUTES = 1024
 MAX_NEXT_HOPS = 16
 MAX_WEIGHT = 16
+MAX_POOLS = 4
+"""Of source NAT: 256 addresses each, as many as the programs' table takes."""
 
 _Fault = tuple[tuple[str | int, ...], str, str]
 
@@ -60,10 +63,12 @@ class ExternalConfig(StrictModel):
     """Servers and routers on the uplink's own layer 2."""
     routes: tuple[ExternalRouteConfig, ...] = Field(default=(), max_length=MAX_ROUTES)
     """Networks behind routers."""
+    pools: dict[Name, Range] = Field(default_factory=dict, max_length=MAX_POOLS)
+    """Addresses for source NAT, by the names that cells have for them: this host's own part, and nobody else's."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        found = [*self._twice(), *self._hops()]
+        found = [*self._twice(), *self._hops(), *self._pool_faults()]
         if found:
             raise faults(found)
         return self
@@ -82,6 +87,25 @@ class ExternalConfig(StrictModel):
                     yield (key, index, "prefix"), f"{prefix} is here twice", "keep one"
                 elif key == "on_link" and (why := unusable(prefix)):
                     yield (key, index, "prefix"), why, "a prefix of unicast addresses, as in 192.0.2.0/24"
+
+    def _pool_faults(self) -> Iterator[_Fault]:
+        hops = {hop.address for route in self.routes for hop in route.via}
+        servers = {each.prefix[0].packed for each in self.on_link if each.prefix.prefixlen == 32}
+        seen: dict[str, AddressRange] = {}
+        for name, pool in self.pools.items():
+            why = next((why for network in pool.networks() if (why := unusable(network))), "")
+            if why:
+                yield ("pools", name), why, "unicast addresses that are routed to this host, or on its link"
+            for what, addresses in (("next hop", hops), ("server on link", servers)):
+                for address in sorted(addresses):
+                    if pool.first <= address <= pool.last:
+                        text = f"pool {name!r} has the {what} {address_text(address)} in it"
+                        yield ("pools", name), text, "a pool's addresses are NAT's alone: take others"
+                        break
+            for other, taken in seen.items():
+                if pool.first <= taken.last and taken.first <= pool.last:
+                    yield ("pools", name), f"pool {name!r} overlaps pool {other!r}", "an address belongs to one pool"
+            seen[name] = pool
 
     def _hops(self) -> Iterator[_Fault]:
         for index, route in enumerate(self.routes):

@@ -1,6 +1,6 @@
 """Load /etc/divhook: divhook.yaml (may be missing) and cells/*.yaml, each checked alone and then all together."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,7 +102,7 @@ class _Loader:
             self._once(numbers, cell.number, document.at(("number",)), f"cell number {cell.number}")
         if host is not None and plan is not None:
             self._outside(host, plan)
-        checks = _CellChecks(self, plan)
+        checks = _CellChecks(self, plan, host.external.pools if host else None)
         for path, cell in cells:
             checks.check(cell, self.documents[path])
         checks.shared()
@@ -125,6 +125,11 @@ class _Loader:
             for index, each in enumerate(host.external.routes)
             if each.prefix.subnet_of(plan.supernet)
         ]
+        inside += [
+            (("pools", name), pool)
+            for name, pool in host.external.pools.items()
+            if any(network.overlaps(plan.supernet) for network in pool.networks())
+        ]
         for place, what in inside:
             hint = "virtual addresses are the guests' own: choose another prefix, or another supernet"
             self.problem(document.at(("external", *place)), f"{what} is in the virtual supernet {plan.supernet}", hint)
@@ -139,8 +144,9 @@ class _Loader:
 class _CellChecks:
     """What a cell file alone can't say: numbers against the plan, addresses against subnets, duplicates anywhere."""
 
-    def __init__(self, loader: _Loader, plan: AddressPlan | None) -> None:
+    def __init__(self, loader: _Loader, plan: AddressPlan | None, pools: Collection[str] | None) -> None:
         self.loader = loader
+        self._pools = pools
         self.plan = plan
         self.subnets: dict[SubnetId, SubnetConfig] = {}
         self.endpoints: list[StaticEndpoint] = []
@@ -153,6 +159,12 @@ class _CellChecks:
             hint = f"0 to {plan.max_cell}, by cell_bits of {HOST_FILE}"
             problem(document.at(("number",)), f"cell number {cell.number} is outside the address plan", hint)
             return
+        if cell.snat is not None and self._pools is not None and cell.snat.pool not in self._pools:
+            what = f"cell {cell.cell!r} has source NAT from pool {cell.snat.pool!r}, which this host has not"
+            hint = f"give it its part, in {HOST_FILE}: `external: pools: {cell.snat.pool}:`"
+            if self._pools:
+                hint += f", or {did_you_mean(cell.snat.pool, self._pools, 'pools')}"
+            problem(document.at(("snat",)), what, hint)
         by_name: dict[str, SubnetConfig] = {}
         numbers: dict[object, Position] = {}
         for name, settings in cell.subnets.items():

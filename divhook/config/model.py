@@ -5,6 +5,7 @@ every key for people; docs/schema has the same as JSON schema for editors. Tests
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +17,7 @@ from divhook.config.values import (
     MAX_ALLOWED_ADDRESSES,
     MAX_LIST,
     MAX_MTU,
+    NAME_PATTERN,
     AbsolutePath,
     BadValueError,
     BootFile,
@@ -273,6 +275,30 @@ class EndpointConfig(StrictModel):
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class Snat:
+    """Which addresses a cell goes out with: those of a pool of each host."""
+
+    pool: str
+
+
+def _parse_snat(value: object) -> Snat:
+    if isinstance(value, dict) and list(value) == ["pool"] and isinstance(value["pool"], str):
+        return Snat(value["pool"])
+    raise fault(
+        f"snat can't be {shown(value)}", "write `snat: {pool: NAME}`, with a pool of `external` in divhook.yaml"
+    )
+
+
+_SNAT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"pool": {"type": "string", "pattern": NAME_PATTERN}},
+    "required": ["pool"],
+    "additionalProperties": False,
+}
+SnatChoice = Annotated[Snat, BeforeValidator(_parse_snat), WithJsonSchema(_SNAT_SCHEMA)]
+
+
 class CellConfig(StrictModel):
     """cells/*.yaml: one cell, that is one tenant."""
 
@@ -286,6 +312,8 @@ class CellConfig(StrictModel):
     """Its subnets by name."""
     multicast: Literal["subnet", "cell"] = "subnet"
     """How far a multicast group reaches. `cell`: the router forwards it to members in the cell's other subnets."""
+    snat: SnatChoice | None = None
+    """Source NAT: what its guests send outside goes with another source address. Without it: with their own."""
     endpoints: tuple[EndpointConfig, ...] = Field(default=(), max_length=MAX_STATIC_ENDPOINTS)
     """NICs that get their subnet, and maybe their address, here."""
 

@@ -6,7 +6,8 @@ carries its JSON schema, so that an editor checks the same.
 
 import re
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, summarize_address_range
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
@@ -19,6 +20,8 @@ MIN_MTU = 576
 MAX_MTU = 3990
 """netfilterqueue loses packets above about 3,990 bytes without a word: a guest must not be able to send one."""
 MAX_GROUP_PPS = 10_000_000
+MAX_POOL_ADDRESSES = 256
+"""Of one pool of source NAT: the host announces and defends each of them."""
 MIN_LEASE_S = 60
 MAX_LEASE_S = 366 * 86400
 MAX_ALLOWED_ADDRESSES = 16
@@ -142,6 +145,42 @@ def parse_prefix(value: object) -> IPv4Network:
     if isinstance(value, str) and "/" not in value:
         return IPv4Network((parse_ipv4(value), 32))
     return parse_network(value)
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRange:
+    """Addresses from first to last, both included."""
+
+    first: Address
+    last: Address
+
+    def __str__(self) -> str:
+        return f"{IPv4Address(self.first)}-{IPv4Address(self.last)}"
+
+    def addresses(self) -> list[Address]:
+        """All of them, in order."""
+        first, last = (int.from_bytes(end, "big") for end in (self.first, self.last))
+        return [value.to_bytes(4, "big") for value in range(first, last + 1)]
+
+    def networks(self) -> list[IPv4Network]:
+        """The same as prefixes."""
+        return list(summarize_address_range(IPv4Address(self.first), IPv4Address(self.last)))
+
+
+def parse_range(value: object) -> AddressRange:
+    """`192.0.2.160/29`, `192.0.2.160-192.0.2.163`, or one address."""
+    if isinstance(value, str) and "-" in value:
+        first, last = (parse_ipv4(end.strip()) for end in value.split("-", 1))
+        if last < first:
+            raise BadValueError(f"{shown(value)}: a range goes from its lowest to its highest address")
+        found = AddressRange(first, last)
+    else:
+        prefix = parse_prefix(value)
+        found = AddressRange(prefix[0].packed, prefix[-1].packed)
+    count = int.from_bytes(found.last, "big") - int.from_bytes(found.first, "big") + 1
+    if count > MAX_POOL_ADDRESSES:
+        raise BadValueError(f"{shown(value)} has {count} addresses: a pool takes {MAX_POOL_ADDRESSES}")
+    return found
 
 
 def parse_guest_mac(value: object) -> Mac:
@@ -279,6 +318,7 @@ DomainName = Annotated[str, *_type(parse_domain_name, {"type": "string", "patter
 Ipv4 = Annotated[bytes, *_type(parse_ipv4, {"type": "string", "format": "ipv4"})]
 Network = Annotated[IPv4Network, *_type(parse_network, {"type": "string", "pattern": r"^[0-9.]+/[0-9]+$"})]
 Prefix = Annotated[IPv4Network, *_type(parse_prefix, {"type": "string", "pattern": r"^[0-9.]+(/[0-9]+)?$"})]
+Range = Annotated[AddressRange, *_type(parse_range, {"type": "string", "pattern": r"^[0-9.]+(/[0-9]+| *- *[0-9.]+)?$"})]
 GuestMac = Annotated[bytes, *_type(parse_guest_mac, {"type": "string", "pattern": MAC_PATTERN})]
 GuestName = Annotated[str, *_type(parse_guest_name, _LINE_SCHEMA)]
 LeaseS = Annotated[int, *_type(parse_lease_s, _LEASE_SCHEMA)]

@@ -4,6 +4,11 @@
     from_wire    port here? ─ policy ─ source: sent by its MAC, or by a next hop's ─ TTL ─ MTU ─▶ to_guest, src := rmac
     ARP          asks for a guest of this host that may be reached ─▶ answered with pmac; all else teaches MACs at most
 
+and of a cell with source NAT, by way of the namespace that translates (core/nat.py), which decrements the TTL:
+
+    from_guest   as above ─▶ to_nat                             from_nat, translated  MAC of it, or of a hop ─▶ to_wire
+    from_wire    to NAT's address ─ source as above ─▶ to_nat   from_nat, for a guest  policy ─ MTU ─▶ to_guest
+
 The host is a router between the two: TTL-1 each way, and the ICMP errors of the guest's subnet's router each way.
 Default deny: without a policy that permits, no packet goes out or in, and no ARP is answered.
 """
@@ -16,12 +21,13 @@ from divhook.core.discovery.events import Outcome
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
 from divhook.core.external import ExternalEvent, ExternalFound, Externals, ExternalSilent, Way
 from divhook.core.guard import Guard, Unsure
-from divhook.core.outputs import Drop, Output, ToWire
+from divhook.core.nat import Nat
+from divhook.core.outputs import Drop, Output, ToNat, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Router
 from divhook.core.wire.arp import ARP_REQUEST, parse_arp_untrusted, reply_frame
 from divhook.core.wire.errors import WireError
-from divhook.core.wire.ethernet import ETH_HEADER
+from divhook.core.wire.ethernet import ETH_HEADER, ZERO_MAC, is_group
 from divhook.core.wire.ipv4 import Header, decrement_ttl, fragment, header_untrusted
 
 
@@ -30,6 +36,15 @@ class HeldOut:
     """A guest's packet that waits for a next hop; pieces are what will be sent, ready but for the MACs."""
 
     sender: Endpoint
+    packet: bytes
+    pieces: tuple[bytes, ...]
+    destination: Address
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTranslated:
+    """A guest's packet that NAT has translated, and that waits for a next hop."""
+
     packet: bytes
     pieces: tuple[bytes, ...]
     destination: Address
@@ -57,6 +72,7 @@ class Border:
         gone: Callable[[Endpoint], DropReason | None],
     ) -> None:
         self.externals = externals
+        self.nat: Nat | None = None
         self.decided: list[Address] = []  # servers and next hops that a frame has just gone to or come from
         self.pending_events: list[ExternalEvent] = []
         self._plan = plan
@@ -78,7 +94,9 @@ class Border:
     def announce(self, address: Address, now: float) -> None:
         """A claim of this host's own is new: externals that may reach the guest learn where it is now."""
         local = self._ports.at(address)
-        if local is not None and local.state is PortState.ACTIVE and self._guard.policies.port(local) is not None:
+        if local is None or local.state is not PortState.ACTIVE or local.translated:
+            return
+        if self._guard.policies.port(local) is not None:
             self.externals.announce(address, now)
 
     # ------------------------------------------------------------------ from_guest
@@ -92,8 +110,10 @@ class Border:
         if way is None:
             unreachable = self._router.net_unreachable(endpoint, header, packet, now, out)
             return unreachable or DropReason.EXTERNAL_UNSUPPORTED
-        if self.externals.is_own(destination):
+        if self.externals.is_own(destination) or self.translates(destination):
             return DropReason.HOST_SERVICE
+        if endpoint.translated and self.nat is None:
+            return DropReason.NAT_UNTRANSLATED
         refused = self._refuses(endpoint, header, packet, True, now)
         if refused is not None:
             return refused
@@ -102,18 +122,26 @@ class Border:
         if header.total_length > way.mtu and header.dont_fragment:
             told = self._router.too_big(endpoint, header, packet, way.mtu, now, out)
             return told or DropReason.FRAGMENTATION_NEEDED
-        pieces = tuple(fragment(decrement_ttl(packet), way.mtu))
+        pieces = tuple(fragment(packet if endpoint.translated else decrement_ttl(packet), way.mtu))
         return self._send(HeldOut(endpoint, packet, pieces, destination), way, now, out)
 
     def _send(self, held: HeldOut, way: Way, now: float, out: list[Output]) -> DropReason | None:
         answer = self.externals.resolve(way.next_hop, held.sender.port, now, held)
         if isinstance(answer, bytes):
             self.decided.append(way.next_hop)
-            out.extend(ToWire(_ipv4_frame(answer, self._pmac, piece)) for piece in held.pieces)
+            self._emit(held, answer, out)
             return None
         if answer is DropReason.EXTERNAL_UNREACHABLE:
             return self._tell_unreachable(held, now, out) or answer
         return answer
+
+    def _emit(self, held: HeldOut, mac: Mac, out: list[Output]) -> None:
+        if not held.sender.translated:
+            out.extend(ToWire(_ipv4_frame(mac, self._pmac, piece)) for piece in held.pieces)
+        elif self.nat is not None:
+            out.extend(ToNat(_ipv4_frame(self.nat.mac, self._pmac, piece)) for piece in held.pieces)
+        else:
+            out.append(_held_drop(held, DropReason.NAT_UNTRANSLATED))
 
     def _tell_unreachable(self, held: HeldOut, now: float, out: list[Output]) -> DropReason | None:
         header = header_untrusted(held.packet)
@@ -130,6 +158,8 @@ class Border:
             return DropReason.NOT_LOCAL
         if local.state is not PortState.ACTIVE:
             return DropReason.PORT_NOT_ACTIVE
+        if local.translated:
+            return DropReason.NAT_UNTRANSLATED
         verdict = self.externals.check_source(header.source, mac, now, HeldIn(mac, packet))
         if verdict is Outcome.DELIVER:
             return self._to_guest(mac, local, header, packet, now, out)
@@ -154,6 +184,72 @@ class Border:
             out.append(self._router.to_guest(local, piece))
         return None
 
+    # ------------------------------------------------------------------ NAT
+
+    def translates(self, address: Address) -> bool:
+        """Whether guests' packets are translated to this address here."""
+        return self.nat is not None and self.nat.owns(address)
+
+    def from_wire_translated(
+        self, mac: Mac, header: Header, packet: bytes, now: float, out: list[Output]
+    ) -> DropReason | None:
+        """A packet to an address of NAT, in a frame from `mac` to the host. None: handed to NAT, or held."""
+        verdict = self.externals.check_source(header.source, mac, now, HeldIn(mac, packet))
+        if verdict is Outcome.DELIVER:
+            return self._into_nat(mac, header, packet, out)
+        return verdict if isinstance(verdict, DropReason) else None
+
+    def _into_nat(self, mac: Mac, header: Header, packet: bytes, out: list[Output]) -> DropReason | None:
+        if self.nat is None or not self.nat.owns(header.destination):
+            return DropReason.NOT_LOCAL
+        speaker = self.externals.speaker(header.source, mac)
+        if speaker is not None:
+            self.decided.append(speaker)
+        out.append(ToNat(_ipv4_frame(self.nat.mac, self._pmac, packet)))
+        return None
+
+    def from_nat(self, header: Header, packet: bytes, now: float, out: list[Output]) -> DropReason | None:
+        """A packet that the namespace gives out; None: sent, delivered or held."""
+        if self._plan.contains(header.destination):
+            return self._translated_to_guest(header, packet, now, out)
+        if self._plan.contains(header.source) or not self.translates(header.source):
+            return DropReason.NAT_UNTRANSLATED
+        way = self.externals.way(header, packet, header.destination)
+        if way is None:
+            return DropReason.EXTERNAL_UNSUPPORTED
+        held = HeldTranslated(packet, tuple(fragment(packet, way.mtu)), header.destination)
+        answer = self.externals.resolve(way.next_hop, PORT_WIRE, now, held)
+        if not isinstance(answer, bytes):
+            return answer
+        self.decided.append(way.next_hop)
+        out.extend(ToWire(_ipv4_frame(answer, self._pmac, piece)) for piece in held.pieces)
+        return None
+
+    def _translated_to_guest(self, header: Header, packet: bytes, now: float, out: list[Output]) -> DropReason | None:
+        local = self._ports.at(header.destination)
+        if local is None:
+            return DropReason.NOT_LOCAL
+        if local.state is not PortState.ACTIVE:
+            return DropReason.PORT_NOT_ACTIVE
+        refused = self._refuses(local, header, packet, False, now)
+        if refused is not None:
+            return refused
+        if header.total_length > local.mtu and header.dont_fragment:
+            return self._too_big_for_guest(local, header, packet, now, out) or DropReason.FRAGMENTATION_NEEDED
+        for piece in fragment(packet, local.mtu):
+            out.append(self._router.to_guest(local, piece))
+        return None
+
+    def _too_big_for_guest(
+        self, local: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]
+    ) -> DropReason | None:
+        """The server is told by way of NAT: conntrack translates the error, and what it quotes."""
+        assert self.nat is not None
+        told: list[Output] = []
+        refused = self._router.tell_external(local, header, packet, self.nat.mac, self._pmac, now, told, mtu=local.mtu)
+        out.extend(ToNat(each.frame) for each in told if isinstance(each, ToWire))
+        return refused
+
     # ------------------------------------------------------------------ ARP
 
     def arp_untrusted(self, frame: bytes, now: float) -> list[Output]:
@@ -171,13 +267,18 @@ class Border:
         source = frame[6:12]
         if self._plan.contains(arp.spa):
             return DropReason.UNKNOWN_HOST  # nobody claims a virtual address by plain ARP
+        if self.translates(arp.tpa) and arp.operation == ARP_REQUEST:
+            if arp.sha != source or is_group(source) or source in (ZERO_MAC, self._pmac):
+                return DropReason.EXTERNAL_SPOOF
+            out.append(ToWire(reply_frame(self._pmac, arp.tpa, arp.sha, arp.spa)))
+            return DropReason.CONSUMED
         answer = refused = False
         if self._plan.contains(arp.tpa):
             if arp.operation != ARP_REQUEST:
                 return DropReason.UNKNOWN_HOST
             local = self._ports.at(arp.tpa)
             if local is not None and local.state is PortState.ACTIVE:
-                answer = self._guard.policies.may_reach(local, arp.spa)
+                answer = not local.translated and self._guard.policies.may_reach(local, arp.spa)
                 refused = not answer
         reason = self.externals.receive_untrusted(arp, source, answer, now)
         if answer and reason is DropReason.CONSUMED:
@@ -206,12 +307,17 @@ class Border:
             if gone is not None:
                 out.append(_held_drop(held, gone))
             else:
-                out.extend(ToWire(_ipv4_frame(mac, self._pmac, piece)) for piece in held.pieces)
+                self._emit(held, mac, out)
+            return
+        if isinstance(held, HeldTranslated):
+            out.extend(ToWire(_ipv4_frame(mac, self._pmac, piece)) for piece in held.pieces)
             return
         assert isinstance(held, HeldIn)
         header = header_untrusted(held.packet)
         reason: DropReason | None = DropReason.EXTERNAL_SPOOF
-        if held.mac == mac:
+        if held.mac == mac and self.translates(header.destination):
+            reason = self._into_nat(mac, header, held.packet, out)
+        elif held.mac == mac:
             local = self._ports.at(header.destination)
             reason = DropReason.NOT_LOCAL
             if local is not None and local.state is PortState.ACTIVE:
@@ -222,6 +328,9 @@ class Border:
     def _silent(self, held: object, event: ExternalSilent, now: float, out: list[Output]) -> None:
         if isinstance(held, HeldIn):
             out.append(Drop(DropReason.EXTERNAL_SPOOF, PORT_WIRE, held.packet))
+            return
+        if isinstance(held, HeldTranslated):  # other next hops have its flows now, or nobody has
+            out.append(Drop(event.reason, PORT_WIRE, held.packet))
             return
         assert isinstance(held, HeldOut)
         reason = self._gone(held.sender)

@@ -26,6 +26,7 @@ class Endpoint:
 
     address is None while no address has been assigned. mtu in bytes of IP packet. identity: what policies know it by.
     allowed: addresses that it may take besides its own; held: those of them that it has now (PortTable.hold).
+    translated: its cell has source NAT.
     """
 
     port: int
@@ -39,6 +40,7 @@ class Endpoint:
     identity: int = 0
     allowed: tuple[Address, ...] = ()
     held: tuple[Address, ...] = ()
+    translated: bool = False
 
     def speaks_from(self, address: Address) -> bool:
         """Whether its packets may have this source."""

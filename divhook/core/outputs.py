@@ -14,6 +14,13 @@ class ToWire:
 
 
 @dataclass(frozen=True, slots=True)
+class ToNat:
+    """Send a whole Ethernet frame into the namespace that translates (core/nat.py)."""
+
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ToGuest:
     """Send a whole Ethernet frame into a port's tap."""
 
@@ -53,4 +60,4 @@ class LeaveGroup:
     group: Mac
 
 
-Output = ToWire | ToGuest | ToNewHost | Drop | JoinGroup | LeaveGroup
+Output = ToWire | ToNat | ToGuest | ToNewHost | Drop | JoinGroup | LeaveGroup

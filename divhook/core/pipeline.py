@@ -361,7 +361,9 @@ class Pipeline:
         return self.from_wire_ipv4(frame[6:12], frame[ETH_HEADER:], verdict.group, now)
 
     def _wire_facts(self) -> WireFacts:
-        return WireFacts(self.plan, self.pmac, frozenset(self.groups.listened()), self.border.externals.map)
+        nat = self.border.nat
+        groups = frozenset(self.groups.listened())
+        return WireFacts(self.plan, self.pmac, groups, self.border.externals.map, nat.pool if nat else frozenset())
 
     def from_wire_ipv4(self, host: Mac, packet: bytes, group: bool, now: float) -> list[Output]:
         """An IPv4 packet from the uplink, sent by the pmac `host`; group: its frame went to a group MAC."""
@@ -377,6 +379,8 @@ class Pipeline:
     def _wire_ipv4(self, host: Mac, packet: bytes, group: bool, now: float, out: list[Output]) -> DropReason | None:
         header = header_untrusted(packet)
         packet = packet[: header.total_length]
+        if not group and not self.plan.contains(header.source) and self.border.translates(header.destination):
+            return self.border.from_wire_translated(host, header, packet, now, out)
         reason = validate.wire_ipv4(self.plan, header, packet, group)
         if reason is not None:
             return reason
@@ -483,6 +487,20 @@ class Pipeline:
     def from_wire_arp(self, frame: bytes, now: float) -> list[Output]:
         """A whole plain ARP frame that the programs have handed on: it is about an external."""
         return self.border.arp_untrusted(frame, now)
+
+    # ------------------------------------------------------------------ from_nat
+
+    def from_nat_ipv4(self, packet: bytes, now: float) -> list[Output]:
+        """An IPv4 packet that the namespace with source NAT gives out."""
+        out: list[Output] = []
+        try:
+            header = header_untrusted(packet)
+            reason = self.border.from_nat(header, packet[: header.total_length], now, out)
+        except WireError as error:
+            reason = error.reason
+        if reason is not None:
+            out.append(Drop(reason, PORT_WIRE, packet))
+        return out
 
     # ------------------------------------------------------------------ what discovery decided later
 

@@ -73,6 +73,7 @@ class DropReason(IntEnum):
     EXTERNAL_UNREACHABLE = 92  # neither the server, nor any next hop, answers ARP
     EXTERNAL_SPOOF = 93  # an external source address, from another MAC than the one that holds it or routes for it
     EXTERNAL_CONFLICT = 94  # ARP that claims the address of a server which answers elsewhere
+    NAT_UNTRANSLATED = 95  # of a cell with source NAT: it would pass between guest and outside as it is, either way
 
     # 96..127: the port and the agent
     PORT_NOT_ACTIVE = 96  # tentative, incoming or fenced

@@ -31,12 +31,14 @@ class SubnetFacts:
 
     group_pps: broadcast and multicast frames/s that a port of it may send; None: no limit of their own.
     groups_routed: multicast of this subnet goes to members in all subnets of the cell.
+    translated: what its guests send outside gets another source address (NAT).
     """
 
     mtu: int
     service: SubnetService
     group_pps: int | None = 200
     groups_routed: bool = False
+    translated: bool = False
 
 
 Topology = dict[SubnetId, SubnetFacts]

@@ -80,12 +80,13 @@ class Addressed(Enum):
 
 @dataclass(frozen=True, slots=True)
 class WireFacts:
-    """What from_wire knows of its host. groups: group MACs that are joined."""
+    """What from_wire knows of its host. groups: group MACs that are joined. translated: addresses of source NAT."""
 
     plan: AddressPlan
     pmac: Mac
     groups: frozenset[Mac]
     externals: ExternalMap = NOTHING_OUTSIDE
+    translated: frozenset[Address] = frozenset()
 
     def addressed(self, destination: Mac) -> Addressed:
         """Whom a destination MAC means."""
@@ -207,8 +208,10 @@ def _bad_link(source: Mac, tagged: bool) -> DropReason | None:
 
 
 def _wire_ipv4(facts: WireFacts, to: Addressed, source: Mac, tagged: bool, packet: bytes) -> Divert | DropReason | None:
-    if len(packet) < IPV4_HEADER or not (facts.plan.contains(packet[12:16]) or facts.plan.contains(packet[16:20])):
+    if len(packet) < IPV4_HEADER:
         return None  # too short to show its addresses: the host's stack refuses it
+    if not (facts.plan.contains(packet[12:16]) or facts.plan.contains(packet[16:20])):
+        return _wire_translated(facts, to, source, tagged, packet)
     if to is Addressed.MULTICAST:
         return DropReason.L2_MULTICAST_MISMATCH
     try:
@@ -218,6 +221,18 @@ def _wire_ipv4(facts: WireFacts, to: Addressed, source: Mac, tagged: bool, packe
     except WireError as error:
         return error.reason
     return reason or Divert(Lane.IPV4, to is Addressed.GROUP)
+
+
+def _wire_translated(
+    facts: WireFacts, to: Addressed, source: Mac, tagged: bool, packet: bytes
+) -> Divert | DropReason | None:
+    if to is not Addressed.HOST or packet[16:20] not in facts.translated:
+        return None
+    try:
+        header_untrusted(packet)
+    except WireError as error:
+        return _bad_link(source, tagged) or error.reason
+    return _bad_link(source, tagged) or Divert(Lane.IPV4, False)
 
 
 def wire_ipv4(plan: AddressPlan, header: Header, packet: bytes, group: bool) -> DropReason | None:
@@ -253,8 +268,11 @@ def _wire_plain_arp(facts: WireFacts, to: Addressed, tagged: bool, payload: byte
     spa, about_guests = payload[14:18], any(facts.plan.contains(payload[at : at + 4]) for at in (14, 24))
     if about_guests and (tagged or facts.plan.contains(spa)):
         return DropReason.VLAN_TAGGED if tagged else DropReason.UNKNOWN_HOST
+    asks = payload[6:8] == ARP_REQUEST.to_bytes(2, "big")
+    if not about_guests and not tagged and asks and payload[24:28] in facts.translated:
+        return Divert(Lane.DISCOVERY, to is not Addressed.HOST)
     if tagged or not facts.externals.is_on_link(spa):
         return DropReason.UNKNOWN_HOST if about_guests else None
-    if about_guests and payload[6:8] != ARP_REQUEST.to_bytes(2, "big"):
+    if about_guests and not asks:
         return DropReason.UNKNOWN_HOST
     return Divert(Lane.DISCOVERY, to is not Addressed.HOST, copied=not about_guests)

@@ -58,8 +58,8 @@ class Lab:
     """A lab below `directory`. `hosts` counts only when it is brought up; `mode` "plain" is bridges without divhook.
 
     `cells` is a directory of cell files for /etc/divhook/cells, or None for the repository's own; `settings` are
-    further lines for each host's divhook.yaml; `programs` are static ones for the guests' /usr/bin. As a context
-    manager it is up inside and down after, whatever happens.
+    further lines for each host's divhook.yaml, in which $number is 1 for host A, 2 for B, …; `programs` are static ones
+    for the guests' /usr/bin. As a context manager it is up inside and down after, whatever happens.
     """
 
     def __init__(
@@ -245,11 +245,11 @@ class Lab:
         )
         if made.returncode:
             raise LabError(f"divhook key new: {made.stderr.strip()}")
-        for host in self.hosts.values():
+        for number, host in enumerate(self.hosts.values(), 1):
             etc = host.root / "etc-divhook"
             shutil.copy(key, etc / "cluster.key")
             (etc / "cluster.key").chmod(0o600)
-            (etc / "divhook.yaml").write_text(settings)
+            (etc / "divhook.yaml").write_text(string.Template(settings).safe_substitute(number=number))
             shutil.copytree(cells, etc / "cells", dirs_exist_ok=True)
             host.install_hook()
 

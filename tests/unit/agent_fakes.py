@@ -13,7 +13,7 @@ import inspect
 import os
 import selectors
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -229,6 +229,24 @@ class FakeFlows:
         self.tables.pop(port_id, None)
 
 
+class FakeNatMaps:
+    """Maps nat and nat_addresses."""
+
+    def __init__(self) -> None:
+        self.way: tuple[int, Mac] | None = None
+        self.pool: set[Address] = set()
+
+    def open(self, ifindex: int, mac: Mac) -> None:
+        self.way = ifindex, mac
+
+    def close(self) -> None:
+        self.way = None
+
+    def set_addresses(self, pool: Collection[Address]) -> set[Address]:
+        gone, self.pool = self.pool - set(pool), set(pool)
+        return gone
+
+
 class FakePrograms:
     """The maps as dictionaries. fail: names of methods that the kernel refuses. written: every change, in order."""
 
@@ -246,6 +264,7 @@ class FakePrograms:
         self.policy = FakePolicyMaps()
         self.flows = FakeFlows()
         self.flow_log = None
+        self.nat = FakeNatMaps()
 
     def _may(self, name: str) -> None:
         if name in self.fail:
@@ -253,6 +272,10 @@ class FakePrograms:
 
     def attached(self) -> dict[int, str]:
         return dict(self.on)
+
+    def attach(self, program: str, ifindex: int) -> None:
+        self._may("attach")
+        self.on[ifindex] = program
 
     def attach_port(self, ifindex: int) -> None:
         self._may("attach_port")

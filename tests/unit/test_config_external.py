@@ -8,7 +8,7 @@ import pytest
 from divhook.config.external import MAX_NEXT_HOPS, MAX_ON_LINK, mtu_of
 from divhook.config.load import load
 from divhook.config.problems import ConfigError
-from divhook.core.addressing import parse_address
+from divhook.core.addressing import address_text, parse_address
 
 WHOLE = """\
 external:
@@ -83,6 +83,21 @@ MISTAKES = [
      "3:37: 'via' must not be empty (Its routers: flows are spread over those that answer)"),
     (LINK + "  routes: [{prefix: 10.2.0.0/16, via: [{address: 192.0.2.1}]}]",
      f"3:21: 10.2.0.0/16 is in the virtual supernet 10.0.0.0/8 ({ONE_PLACE})"),
+    ("external: {pools: {public: 10.2.0.0/30}}",
+     f"1:28: 10.2.0.0-10.2.0.3 is in the virtual supernet 10.0.0.0/8 ({ONE_PLACE})"),
+    ("external: {pools: {public: 192.0.2.9-192.0.2.4}}",
+     "1:28: '192.0.2.9-192.0.2.4': a range goes from its lowest to its highest address"),
+    ("external: {pools: {public: 192.0.0.0/16}}",
+     "1:28: '192.0.0.0/16' has 65536 addresses: a pool takes 256"),
+    ("external: {pools: {public: 224.0.0.4}}",
+     "1:28: 224.0.0.4/32 has no unicast addresses of servers (unicast addresses that are routed to this host, or on "
+     "its link)"),
+    ("external: {pools: {a: 192.0.2.4/30, b: 192.0.2.7-192.0.2.8}}",
+     "1:40: pool 'b' overlaps pool 'a' (an address belongs to one pool)"),
+    ("external: {on_link: [{prefix: 192.0.2.4}], pools: {a: 192.0.2.4/30}}",
+     "1:55: pool 'a' has the server on link 192.0.2.4 in it (a pool's addresses are NAT's alone: take others)"),
+    (LINK + "  routes: [{prefix: 0.0.0.0/0, via: [{address: 192.0.2.1}]}]\n  pools: {a: 192.0.2.0/30}",
+     "4:14: pool 'a' has the next hop 192.0.2.1 in it (a pool's addresses are NAT's alone: take others)"),
 ]  # fmt: skip
 
 
@@ -106,3 +121,34 @@ def test_lists_are_bounded(tmp_path: Path) -> None:
     hops = ", ".join(f"{{address: 192.0.2.{n + 1}}}" for n in range(MAX_NEXT_HOPS + 1))
     text = LINK + f"  routes: [{{prefix: 0.0.0.0/0, via: [{hops}]}}]"
     assert f"'via' has more than {MAX_NEXT_HOPS} entries" in problems(write(tmp_path, text))[0]
+
+
+POOLS = "external: {pools: {public: 192.0.2.160/30, more: 192.0.2.9}}\n"
+NATTED = "cell: a\nnumber: 1\nsnat: %s\nsubnets: {x: {number: 1}}\n"
+
+
+def test_a_cell_has_source_nat_from_a_pool_of_its_host(tmp_path: Path) -> None:
+    config = load(write(tmp_path, POOLS, NATTED % "{pool: public}"))
+    snat = config.cells[0].snat
+    assert snat is not None
+    pool = config.host.external.pools[snat.pool]
+    assert [address_text(address) for address in pool.addresses()] == [f"192.0.2.{n}" for n in range(160, 164)]
+    assert str(config.host.external.pools["more"]) == "192.0.2.9-192.0.2.9"
+
+
+@pytest.mark.parametrize(
+    ("snat", "problem"),
+    [
+        (
+            "{pool: publik}",
+            "3:7: cell 'a' has source NAT from pool 'publik', which this host has not (give it its part, in "
+            "divhook.yaml: `external: pools: publik:`, or did you mean 'public'?)",
+        ),
+        (
+            "on",
+            "3:7: snat can't be 'on' (write `snat: {pool: NAME}`, with a pool of `external` in divhook.yaml)",
+        ),
+    ],
+)
+def test_a_mistake_in_snat_is_reported_with_its_place_and_a_way_out(tmp_path: Path, snat: str, problem: str) -> None:
+    assert problems(write(tmp_path, POOLS, NATTED % snat)) == [f"cells/a.yaml:{problem}"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from divhook.agent.nat import plan_of
 from divhook.agent.outside import external_map
 from divhook.config.configuration import Configuration
 from divhook.config.load import load
@@ -13,7 +14,7 @@ from divhook.core.external import OnLink, Route
 from divhook.policy.files import PolicyLoader, PolicySet
 
 TEXT = (Path(__file__).parents[2] / "docs" / "external.md").read_text()
-SETUPS = ("Isolated", "Servers on the same layer 2", "Networks behind routers")
+SETUPS = ("Isolated", "Servers on the same layer 2", "Networks behind routers", "Networks behind routers, with NAT")
 
 
 @pytest.fixture(params=SETUPS)
@@ -40,6 +41,7 @@ def test_every_setup_loads_and_says_what_is_outside(setup: tuple[str, Configurat
             "Isolated": {"192.0.2.80": nothing, "192.0.2.1": nothing, "8.8.8.8": nothing},
             "Servers on the same layer 2": {"192.0.2.80": OnLink, "192.0.2.1": nothing, "8.8.8.8": nothing},
             "Networks behind routers": {"192.0.2.80": Route, "192.0.2.1": OnLink, "8.8.8.8": Route},
+            "Networks behind routers, with NAT": {"192.0.2.80": Route, "192.0.2.1": OnLink, "8.8.8.8": Route},
         }[name]
     )
     assert bool(policies.cell("shop").rules) == (name != "Isolated")
@@ -51,3 +53,16 @@ def test_the_mtu_of_a_route_is_the_smallest_on_its_way(setup: tuple[str, Configu
     if name == "Networks behind routers":
         mtus = {str(route.prefix): route.mtu for route in found.routes}
         assert mtus == {"0.0.0.0/0": 3990, "198.51.100.0/24": 1400}
+
+
+def test_the_setup_with_nat_translates_its_cell_and_no_other_does(
+    setup: tuple[str, Configuration, PolicySet],
+) -> None:
+    name, configuration, _ = setup
+    translations = plan_of(configuration).translations
+    if name != "Networks behind routers, with NAT":
+        assert translations == ()
+        return
+    [each] = translations
+    assert [str(prefix) for prefix in each.prefixes] == ["10.1.0.0/16"]
+    assert (str(each.first), str(each.last)) == ("192.0.2.160", "192.0.2.167")

@@ -37,6 +37,7 @@ from divhook.adapters.bpf.elf import load_object
 from divhook.adapters.bpf.errors import BpfError, os_error
 from divhook.adapters.bpf.external import ExternalMaps
 from divhook.adapters.bpf.flows import TICKS, FlowTables, kernel_ticks_per_s
+from divhook.adapters.bpf.nat import NatMaps
 from divhook.adapters.bpf.policy import PolicyMaps
 from divhook.adapters.bpf.ring import Ring
 from divhook.core.addressing import Address, Mac
@@ -46,6 +47,7 @@ from divhook.core.reasons import DropReason
 OBJECT_FILE = Path(divhook.__file__).parent / "bpf" / "divhook.o"
 FROM_GUEST = "from_guest"
 FROM_WIRE = "from_wire"
+FROM_NAT = "from_nat"
 
 AttachMode = Literal["auto", "tcx", "tc"]
 """How programs are attached; auto: tcx links where the kernel has them, else tc filters."""
@@ -77,6 +79,8 @@ _LAYOUTS: dict[str, tuple[int, type[ctypes.Structure] | type[ctypes.c_uint32]]] 
     "rule_counts": (8, layout.RuleCount),
     "prefixes": (ctypes.sizeof(layout.PrefixKey), layout.Prefix),
     "next_hops": (4, layout.NextHops),
+    "nat": (4, layout.NatConfig),
+    "nat_addresses": (4, ctypes.c_uint32),
 }
 FLOW_LOG = "flow_log"
 """The ring. Maps that are neither here nor there are the programs' own."""
@@ -98,7 +102,7 @@ def _mac_key(mac: Mac) -> bytes:
 
 
 class Programs:
-    """from_guest and from_wire with their maps. Made by `load`; `close` gives up descriptors and leaves all running."""
+    """The programs with their maps. Made by `load`; `close` gives up descriptors and leaves all running."""
 
     def __init__(self, pin_dir: Path, programs: dict[str, int], maps: dict[str, syscall.Map], use_tcx: bool) -> None:
         self._pin_dir = pin_dir
@@ -108,6 +112,7 @@ class Programs:
         self.flows = FlowTables(maps["flows"], programs[TICKS])
         self.policy = PolicyMaps(maps, self.flows)
         self.external = ExternalMaps(maps)
+        self.nat = NatMaps(maps)
         self.flow_log: Ring | None = None
 
     @classmethod
@@ -197,6 +202,13 @@ class Programs:
         """Interfaces that carry one of the programs now, with its name."""
         return tcx.attached(self._pin_dir / "links") if self._use_tcx else tc.attached()
 
+    def attach(self, program: str, ifindex: int) -> None:
+        """A program at the ingress of an interface; detached from any other first. Raises BpfError."""
+        for other, name in self.attached().items():
+            if name == program and other != ifindex:
+                self._detach(program, other)
+        self._attach(program, ifindex)
+
     def attach_port(self, ifindex: int) -> None:
         """from_guest at the ingress of a tap; again is no error. Raises BpfError."""
         self._attach(FROM_GUEST, ifindex)
@@ -207,10 +219,7 @@ class Programs:
 
     def attach_uplink(self, ifindex: int) -> None:
         """from_wire at the ingress of the uplink; detached from any other interface first. Raises BpfError."""
-        for other, name in self.attached().items():
-            if name == FROM_WIRE and other != ifindex:
-                self._detach(FROM_WIRE, other)
-        self._attach(FROM_WIRE, ifindex)
+        self.attach(FROM_WIRE, ifindex)
 
     def detach_uplink(self) -> None:
         """Detach from_wire wherever it is. Raises BpfError."""

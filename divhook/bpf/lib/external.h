@@ -8,6 +8,7 @@
  *   spa declared on link, tpa virtual, a request   to the agent alone, which may answer with pmac
  *   spa declared on link, neither virtual          to the host's own ARP, and a copy to the agent
  *   either address virtual, otherwise              UNKNOWN_HOST: nobody claims a virtual address
+ *   tpa of source NAT, a request                   answered with pmac
  *   all else                                       the host's own ARP
  */
 #pragma once
@@ -16,6 +17,7 @@
 #include "count.h"
 #include "forward.h"
 #include "limit.h"
+#include "nat.h"
 
 static __always_inline const struct prefix *prefix_of(__be32 address_be)
 {
@@ -44,6 +46,8 @@ static __noinline int wire_plain_arp(struct __sk_buff *skb, const struct host_co
 	about_guests = is_virtual(host, arp.spa_be) || is_virtual(host, arp.tpa_be);
 	if (about_guests && (frame->tagged || is_virtual(host, arp.spa_be)))
 		return drop(skb, 0, frame->tagged ? VLAN_TAGGED : UNKNOWN_HOST);
+	if (!about_guests && !frame->tagged && arp.op_be == bpf_htons(ARP_REQUEST) && is_nat_address(arp.tpa_be))
+		return nat_arp(skb, host, frame, &arp, mark);
 	if (frame->tagged || !is_on_link(arp.spa_be))
 		return about_guests ? drop(skb, 0, UNKNOWN_HOST) : PASS;
 	if (about_guests && arp.op_be != bpf_htons(ARP_REQUEST))
@@ -85,30 +89,40 @@ static __always_inline __u32 flow_slot(struct __sk_buff *skb, const struct packe
 	return value * 0x85ebca6b >> 26;
 }
 
+/* Who is to get a packet for an address of the prefix; 0 where that is not known. */
+static __always_inline __be32 next_hop_of(struct __sk_buff *skb, const struct prefix *prefix,
+					  const struct packet *packet)
+{
+	const struct next_hops *hops;
+
+	if (prefix->kind != PREFIX_ROUTE)
+		return packet->destination_be;
+	hops = bpf_map_lookup_elem(&next_hops, &prefix->route);
+	return hops ? hops->slots_be[flow_slot(skb, packet) & (NEXT_HOP_SLOTS - 1)] : 0;
+}
+
 /* A valid packet of an active port to an address outside, in a frame to the router. */
 static __always_inline int forward_to_external(struct __sk_buff *skb, const struct host_config *host,
 					       const struct port *port, const struct packet *packet)
 {
-	__be32 next_be = packet->destination_be;
+	const struct nat_config *way = 0;
 	const struct prefix *prefix;
 	struct endpoint *server;
 	struct headers *start;
 	__u32 bytes = skb->len, packets;
 	int verdict;
 
-	if (!(port->flags & PORT_POLICED) || is_martian(next_be))
+	if (!(port->flags & PORT_POLICED) || is_martian(packet->destination_be))
 		return NOT_KNOWN; /* only a policy lets anything out */
-	prefix = prefix_of(next_be);
-	if (!prefix || prefix->kind == PREFIX_HOST)
+	prefix = prefix_of(packet->destination_be);
+	if (!prefix || prefix->kind == PREFIX_HOST || is_nat_address(packet->destination_be))
 		return NOT_KNOWN;
-	if (prefix->kind == PREFIX_ROUTE) {
-		const struct next_hops *hops = bpf_map_lookup_elem(&next_hops, &prefix->route);
-
-		if (!hops)
+	if (port->flags & PORT_TRANSLATED) {
+		way = nat_here();
+		if (!way)
 			return NOT_KNOWN;
-		next_be = hops->slots_be[flow_slot(skb, packet) & (NEXT_HOP_SLOTS - 1)];
 	}
-	server = endpoint_of(next_be);
+	server = endpoint_of(next_hop_of(skb, prefix, packet));
 	if (!server || server->kind != ENDPOINT_EXTERNAL || packet->ttl <= 1 ||
 	    !fits(skb, packet, prefix->mtu, &packets))
 		return NOT_KNOWN;
@@ -122,6 +136,8 @@ static __always_inline int forward_to_external(struct __sk_buff *skb, const stru
 		return NOT_KNOWN;
 	count_from(port->port_id, packets, bytes);
 	endpoint_used(server);
+	if (way)
+		return into_nat(skb, host, way, start);
 	mac_copy(&start->ethernet.destination, &server->host);
 	mac_copy(&start->ethernet.source, &host->pmac);
 	ttl_decrement(start);
@@ -148,6 +164,18 @@ static __always_inline struct endpoint *next_hop_at(__u32 route, const struct ma
 	return 0;
 }
 
+/* Who sends with this MAC from an address of the prefix: itself, or a next hop; null where neither is known to. */
+static __always_inline struct endpoint *speaker_of(const struct prefix *prefix, __be32 source_be,
+						   const struct mac *source)
+{
+	struct endpoint *sender;
+
+	if (prefix->kind == PREFIX_ROUTE)
+		return next_hop_at(prefix->route, source);
+	sender = endpoint_of(source_be);
+	return sender && sender->kind == ENDPOINT_EXTERNAL && mac_equal(source, &sender->host) ? sender : 0;
+}
+
 /* A valid packet to the host's pmac from `source`, with a virtual destination, of an address outside. */
 static __always_inline int forward_from_external(struct __sk_buff *skb, const struct host_config *host,
 						 const struct packet *packet, const struct mac *source)
@@ -161,13 +189,9 @@ static __always_inline int forward_from_external(struct __sk_buff *skb, const st
 	if (!prefix || prefix->kind == PREFIX_HOST || !local || local->kind != ENDPOINT_LOCAL ||
 	    !(local->flags & ENDPOINT_POLICED) || packet->ttl <= 1)
 		return NOT_KNOWN;
-	if (prefix->kind == PREFIX_ROUTE) {
-		sender = next_hop_at(prefix->route, source);
-	} else {
-		sender = endpoint_of(packet->source_be);
-		if (sender && (sender->kind != ENDPOINT_EXTERNAL || !mac_equal(source, &sender->host)))
-			sender = 0;
-	}
+	if (local->flags & ENDPOINT_TRANSLATED)
+		return drop(skb, 0, NAT_UNTRANSLATED);
+	sender = speaker_of(prefix, packet->source_be, source);
 	if (!sender || !fits(skb, packet, local->mtu, &packets))
 		return NOT_KNOWN;
 	verdict = enforce(skb, 0, local->port_id, packets, STEP_POLICED, 0);

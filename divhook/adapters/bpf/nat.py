@@ -1,0 +1,45 @@
+"""Maps `nat` and `nat_addresses`: the way into the namespace that translates, as the programs see it."""
+
+import struct
+from collections.abc import Collection, Mapping
+
+from divhook.abi import layout
+from divhook.abi.entries import packed_mac
+from divhook.adapters.bpf import syscall
+from divhook.core.addressing import Address, Mac
+
+_U32 = struct.Struct("=I")
+_ONLY = _U32.pack(0)
+
+
+class NatMaps:
+    """Written when the files change; `close` before anything is wrong with the namespace."""
+
+    def __init__(self, maps: Mapping[str, syscall.Map]) -> None:
+        self._nat = maps["nat"]
+        self._addresses = maps["nat_addresses"]
+
+    def open(self, ifindex: int, mac: Mac) -> None:
+        """Guests' packets may go this way from now on. mac: of the namespace's own end."""
+        self._nat.put(_ONLY, bytes(layout.NatConfig(ifindex, packed_mac(mac))))
+
+    def close(self) -> None:
+        """Nothing goes into the namespace, and nothing that comes out of it goes on."""
+        self._nat.put(_ONLY, bytes(layout.NatConfig()))
+
+    def is_open(self) -> bool:
+        """Whether there is a way."""
+        return bool(layout.NatConfig.from_buffer_copy(self._nat.get(_ONLY) or bytes(12)).ifindex)
+
+    def set_addresses(self, pool: Collection[Address]) -> set[Address]:
+        """Exactly these are NAT's own; returns those that were, and are no more. Raises BpfError where full."""
+        gone = set(self._addresses.all_keys()) - set(pool)
+        for address in gone:
+            self._addresses.delete(address)
+        for address in pool:
+            self._addresses.put(address, _U32.pack(layout.NAT_POOL))
+        return gone
+
+    def addresses(self) -> set[Address]:
+        """Those that are NAT's own now."""
+        return set(self._addresses.all_keys())

@@ -1,0 +1,130 @@
+"""A lab whose cell shop has source NAT: a plain server on the switch, and a router whose network has no way back.
+
+guests   near .67, mid .72 (shop/web), db .69 (shop/db, host B); alien (cell lab), whose cell has no NAT
+wire     SRV     R1 ── 198.51.100.0/24 ── BEHIND .10: neither SRV, R1 nor BEHIND knows a route to 10.0.0.0/8
+pool     172.30.0.210 to .213 on host A, .220 to .223 on host B
+"""
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bare_fixtures import ALIEN, DB, NEAR, BareBench, bare_bench
+from external_bench import mac_of
+
+from divhook.core.addressing import Mac
+from divhook.lab.bare import BareSpec
+from divhook.lab.host import LabHost
+from divhook.lab.lab import FIRST_STATION, NETWORK, SYSCTL_NO_IPV6
+from divhook.lab.namespaces import Namespaces
+
+MID = BareSpec("mid", "A", "shop", "web", "10.1.1.72")
+CAST = (NEAR, MID, DB, ALIEN)
+SRV, R1 = (f"{NETWORK}.{FIRST_STATION + len(CAST) + n}" for n in range(2))
+BEHIND = "198.51.100.10"
+POOL = {host: [f"{NETWORK}.2{number}{n}" for n in range(4)] for number, host in enumerate("AB", 1)}
+NAT = "/run/netns/divhook-nat"
+SETTINGS = f"""\
+external:
+  on_link:
+    - prefix: {NETWORK}.0/24
+  routes:
+    - prefix: 198.51.100.0/24
+      via: [{{address: {R1}}}]
+  pools:
+    public: {NETWORK}.2${{number}}0-{NETWORK}.2${{number}}3
+"""
+SHOP = """\
+cell: shop
+number: 1
+snat: {snat}
+subnets:
+  web: {{number: 1}}
+  db: {{number: 2}}
+"""
+LAB = "cell: lab\nnumber: 2\nsubnets:\n  web: {number: 1}\n  install: {number: 2}\n"
+POLICY = """\
+cell: {cell}
+egress:
+  - {{to: {{cidr: {network}.0/24}}, allow: any}}
+  - {{to: {{cidr: 198.51.100.0/24}}, allow: any}}
+ingress:
+  - {{from: {{cidr: 0.0.0.0/0}}, allow: any}}
+"""
+
+
+class NatBench(BareBench):
+    """The bench with its outside."""
+
+    srv: Namespaces
+    router: Namespaces
+    behind: Namespaces
+    outside_macs: dict[str, Mac]
+
+    def add_outside(self) -> None:
+        self.srv, self.router = self.lab.add_station("SRV"), self.lab.add_station("R1")
+        self.behind = Namespaces(self.lab.directory / "ns", "BEHIND")
+        self.behind.create(("net",), SYSCTL_NO_IPV6)
+        self.router.ip(
+            f"link add in0 type veth peer name r1 netns {self.behind.file('net')}",
+            "address add 198.51.100.1/24 dev in0",
+            "link set in0 up",
+        )
+        self.router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.send_redirects=0")
+        self.behind.ip(
+            f"address add {BEHIND}/24 dev r1",
+            "link set r1 up",
+            f"route add {NETWORK}.0/24 via 198.51.100.1",
+        )
+        self.outside_macs = {"SRV": mac_of(self.srv), "R1": mac_of(self.router)}
+
+    def status(self, host: str = "A") -> dict[str, object]:
+        """What the agent says of its NAT."""
+        return dict(self.lab.host(host).ask_agent({"op": "status"})["result"]["nat"])
+
+    def translations(self, host: str = "A") -> str:
+        """The connections of the namespace that translates, by a plain tool."""
+        words = ("nsenter", f"--net={NAT}", "conntrack", "-L")
+        return self.lab.host(host).namespaces.run(*words, check=False).stdout
+
+    def set_snat(self, snat: str) -> None:
+        """Of cell shop, on every host: its value in the cell's file."""
+        for host in self.lab.hosts.values():
+            write_cell(host, snat)
+            answer = host.ask_agent({"op": "reload"})
+            assert not answer.get("error"), answer
+
+    @contextmanager
+    def serving(self, place: Namespaces, *command: str) -> Iterator[None]:
+        """A server program while the body runs."""
+        with subprocess.Popen(place.enter(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                yield
+            finally:
+                process.kill()
+
+
+def write_cell(host: LabHost, snat: str) -> None:
+    (host.root / "etc-divhook" / "cells" / "shop.yaml").write_text(SHOP.format(snat=snat))
+
+
+@contextmanager
+def nat_bench(snat: str = "{pool: public}") -> Iterator[NatBench]:
+    with tempfile.TemporaryDirectory(prefix="divhook-nat-") as directory:
+        cells = Path(directory) / "cells"
+        cells.mkdir()
+        (cells / "shop.yaml").write_text(SHOP.format(snat=snat))
+        (cells / "lab.yaml").write_text(LAB)
+        with bare_bench(CAST, hosts=2, settings=SETTINGS, bench_class=NatBench, quiet=(), cells=cells) as bench:
+            assert isinstance(bench, NatBench)
+            bench.add_outside()
+            for host in bench.lab.hosts.values():
+                policies = host.root / "etc-divhook" / "policies"
+                policies.mkdir(exist_ok=True)
+                for cell in ("shop", "lab"):
+                    (policies / f"{cell}.yaml").write_text(POLICY.format(cell=cell, network=NETWORK))
+                answer = host.ask_agent({"op": "policy apply"})
+                assert "error" not in answer, answer
+            yield bench
