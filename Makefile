@@ -47,9 +47,10 @@ bench-move: bpf
 upgrade-test: bpf
 	@DIVHOOK_LIFE_CYCLES=$(or $(CYCLES),100) $(PY) -m pytest -q -o timeout=3600 tests/netns/test_fastpath_life.py
 
-# Real guests moved in every way, and moves broken at every stage; not all of it holds each time: tests/libvirt/every_move.py
+# Real guests moved in every way, and moves broken at every stage, in both modes: make move-tests MOVES=20
 move-tests: bpf
-	@DIVHOOK_MOVE_TESTS=yes $(PY) -m pytest -q -o timeout=600 tests/libvirt/every_move.py tests/libvirt/every_failing_move.py
+	@for mode in on off; do DIVHOOK_MOVES=$(or $(MOVES),10) $(PY) -m pytest -q -o timeout=900 --fastpath $$mode \
+	  tests/libvirt/every_move.py tests/libvirt/every_failing_move.py tests/libvirt/test_moving_sessions.py || exit 1; done
 
 # The core and the programs side by side, frames and worlds from a seed: make differential FRAMES=10000000 SEED=any
 differential: bpf

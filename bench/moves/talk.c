@@ -4,9 +4,10 @@
  *
  *   talk udp PER_SECOND DEV,PORT,ADDRESS,PORT …    numbered datagrams to each address, and those that come from there;
  *                                                  SIGUSR1 begins and ends the sending, SIGTERM ends and prints JSON
- *   talk serve PORT                                TCP: sends back what it gets
- *   talk session DEV ADDRESS PORT MS FILE          TCP: numbered lines of 64 bytes every MS, each to be sent back;
- *                                                  FILE has what came of it, rewritten every 200 ms
+ *   talk serve PORT TICK_MS                        TCP: answers each line with the number and checksum of all that it
+ *                                                  has had in this session, and says so unasked every TICK_MS
+ *   talk session DEV ADDRESS PORT MS FILE          TCP: numbered lines of 64 bytes every MS; FILE has what came of it,
+ *                                                  rewritten every 200 ms; "garbled": a byte lost, doubled, or another
  *
  * DEV: the NIC that a socket is bound to, or "-". A datagram: u32 number, filled up with zeros. Arrivals have the time
  * at which the kernel took the frame from the NIC: a process that waits for the processor makes no gap.
@@ -208,7 +209,60 @@ static int udp(double per_second, int count, char **specs)
 	return 0;
 }
 
-static int serve(int port)
+/* A session like a shell's: lines both ways, each side's in order, and a state that both keep. */
+
+#define FNV_START 14695981039346656037ull
+#define FNV_PRIME 1099511628211ull
+
+static uint64_t checksum(uint64_t sum, const char *data, size_t length)
+{
+	for (size_t i = 0; i < length; i++)
+		sum = (sum ^ (uint8_t)data[i]) * FNV_PRIME;
+	return sum;
+}
+
+static void write_line(char line[LENGTH], char kind, uint32_t number, uint64_t sum)
+{
+	memset(line, '.', LENGTH);
+	snprintf(line, LENGTH, "%c %u %016llx", kind, number, (unsigned long long)sum);
+}
+
+/* The server's end of one session. It answers each line with how many and which it has had, and ticks unasked. */
+static int serve_session(int fd, int tick_ms)
+{
+	uint64_t sum = FNV_START, tick_us = now_us(CLOCK_MONOTONIC);
+	uint32_t lines = 0, ticks = 0;
+	char line[LENGTH], answer[LENGTH];
+	size_t held = 0;
+
+	for (;;) {
+		struct pollfd poller = {fd, POLLIN, 0};
+		uint64_t time_us = now_us(CLOCK_MONOTONIC);
+		ssize_t length;
+
+		if (time_us >= tick_us) {
+			write_line(answer, 'T', ticks++, sum);
+			if (write(fd, answer, LENGTH) != LENGTH)
+				return 1;
+			tick_us = time_us + tick_ms * 1000;
+		}
+		if (poll(&poller, 1, tick_ms) <= 0)
+			continue;
+		length = read(fd, line + held, LENGTH - held);
+		if (length <= 0)
+			return 0;
+		held += length;
+		if (held < LENGTH)
+			continue;
+		held = 0;
+		sum = checksum(sum, line, LENGTH);
+		write_line(answer, 'A', lines++, sum);
+		if (write(fd, answer, LENGTH) != LENGTH)
+			return 1;
+	}
+}
+
+static int serve(int port, int tick_ms)
 {
 	int listener = bound(SOCK_STREAM, "-", port);
 
@@ -216,103 +270,134 @@ static int serve(int port)
 	if (listen(listener, 16))
 		fail("listen");
 	for (;;) {
-		char data[4096];
-		ssize_t length;
 		int fd = accept(listener, NULL, NULL), one = 1;
 
 		if (fd < 0 || fork()) {
 			close(fd);
 			continue;
 		}
+		close(listener);
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-		while ((length = read(fd, data, sizeof(data))) > 0)
-			if (write(fd, data, length) != length)
-				break;
-		exit(0);
+		exit(serve_session(fd, tick_ms));
 	}
 }
 
-static void publish(const char *file, uint32_t sent, uint32_t answered, uint64_t stall_us, const char *state)
+struct session {
+	int fd;
+	uint32_t sent, answered, ticks;
+	uint64_t stall_us, last_us, sum; /* sum: of the lines that are answered */
+	size_t held;
+	char line[LENGTH];
+	const char *state;
+};
+
+static void publish(const char *file, const struct session *session, uint64_t stall_us)
 {
+	struct tcp_info info = {0};
+	socklen_t length = sizeof(info);
 	char part[256];
 	FILE *out;
 
+	getsockopt(session->fd, IPPROTO_TCP, TCP_INFO, &info, &length);
 	snprintf(part, sizeof(part), "%s.part", file);
 	out = fopen(part, "w");
 	if (!out)
 		return;
-	fprintf(out, "{\"sent\": %u, \"answered\": %u, \"stall_us\": %llu, \"state\": \"%s\"}\n", sent, answered,
-		(unsigned long long)stall_us, state);
+	fprintf(out, "{\"sent\": %u, \"answered\": %u, \"ticks\": %u, \"resent\": %u, \"stall_us\": %llu, \"state\": \"%s\"}\n",
+		session->sent, session->answered, session->ticks, info.tcpi_total_retrans, (unsigned long long)stall_us,
+		session->state);
 	fclose(out);
 	rename(part, file);
+}
+
+/* A whole line of the server's: a byte that is lost, doubled or another shows, here or in the sum. */
+static void take_line(struct session *session)
+{
+	char line[LENGTH], expected[LENGTH];
+	uint64_t time_us = now_us(CLOCK_MONOTONIC);
+
+	if (session->line[0] == 'T') {
+		write_line(expected, 'T', session->ticks++, session->sum);
+	} else {
+		write_line(line, 'L', session->answered, 0);
+		session->sum = checksum(session->sum, line, LENGTH);
+		write_line(expected, 'A', session->answered++, session->sum);
+		if (time_us - session->last_us > session->stall_us)
+			session->stall_us = time_us - session->last_us;
+		session->last_us = time_us;
+	}
+	if (memcmp(session->line, expected, LENGTH))
+		session->state = "garbled";
+}
+
+static void session_read(struct session *session)
+{
+	ssize_t length;
+
+	while ((length = read(session->fd, session->line + session->held, LENGTH - session->held)) > 0) {
+		session->held += length;
+		if (session->held < LENGTH)
+			continue;
+		session->held = 0;
+		take_line(session);
+	}
+	if (!length)
+		session->state = "closed by the peer";
+	else if (errno != EAGAIN)
+		session->state = strerror(errno);
 }
 
 /* SIGUSR1 forgets the longest stall. */
 static int session(const char *device, const char *address, int port, int interval_ms, const char *file)
 {
 	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
-	int fd = bound(SOCK_STREAM, device, 0), one = 1, seen = 0;
-	uint32_t sent = 0, answered = 0;
-	uint64_t stall_us = 0, last_us, next_us, publish_us = 0;
-	size_t held = 0;
-	char line[LENGTH], expected[LENGTH];
-	const char *state = "open";
+	struct session here = {.fd = bound(SOCK_STREAM, device, 0), .state = "connecting", .sum = FNV_START};
+	uint64_t next_us, due_us, publish_us = 0;
+	int one = 1, seen = 0;
+	char line[LENGTH];
 
 	inet_pton(AF_INET, address, &to.sin_addr);
-	if (connect(fd, (struct sockaddr *)&to, sizeof(to))) {
-		publish(file, 0, 0, 0, strerror(errno));
+	publish(file, &here, 0);
+	if (connect(here.fd, (struct sockaddr *)&to, sizeof(to))) {
+		here.state = strerror(errno);
+		publish(file, &here, 0);
 		return 1;
 	}
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	fcntl(fd, F_SETFL, O_NONBLOCK);
-	last_us = next_us = now_us(CLOCK_MONOTONIC);
-	while (!ended && !strcmp(state, "open")) {
-		struct pollfd poller = {fd, POLLIN, 0};
+	setsockopt(here.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	fcntl(here.fd, F_SETFL, O_NONBLOCK);
+	here.state = "open";
+	here.last_us = next_us = now_us(CLOCK_MONOTONIC);
+	while (!ended && !strcmp(here.state, "open")) {
+		struct pollfd poller = {here.fd, POLLIN, 0};
 		uint64_t time_us = now_us(CLOCK_MONOTONIC);
-		ssize_t length;
 
 		if (toggles != seen) {
 			seen = toggles;
-			stall_us = 0;
-			last_us = time_us;
+			here.stall_us = 0;
+			here.last_us = time_us;
 		}
 		if (time_us >= next_us) {
-			memset(line, '.', sizeof(line));
-			snprintf(line, sizeof(line), "%u", sent);
-			if (write(fd, line, sizeof(line)) == sizeof(line))
-				sent++;
+			write_line(line, 'L', here.sent, 0);
+			if (write(here.fd, line, LENGTH) == LENGTH)
+				here.sent++;
 			else if (errno != EAGAIN)
-				state = strerror(errno);
+				here.state = strerror(errno);
 			next_us += interval_ms * 1000;
 		}
-		poll(&poller, 1, 1);
-		while ((length = read(fd, line + 0, sizeof(line) - held)) > 0) {
-			memset(expected, '.', sizeof(expected));
-			snprintf(expected, sizeof(expected), "%u", answered);
-			if (memcmp(line, expected + held, length))
-				state = "garbled";
-			held += length;
-			if (held < sizeof(line))
-				continue;
-			held = 0;
-			answered++;
-			time_us = now_us(CLOCK_MONOTONIC);
-			stall_us = time_us - last_us > stall_us ? time_us - last_us : stall_us;
-			last_us = time_us;
-		}
-		if (!length)
-			state = "closed by the peer";
-		else if (length < 0 && errno != EAGAIN)
-			state = strerror(errno);
+		due_us = next_us < publish_us ? next_us : publish_us;
+		poll(&poller, 1, due_us > time_us ? (due_us - time_us) / 1000 + 1 : 1);
+		session_read(&here);
 		if (time_us >= publish_us) {
-			uint64_t now = time_us - last_us;
+			uint64_t now = time_us > here.last_us ? time_us - here.last_us : 0;
 
-			publish(file, sent, answered, now > stall_us ? now : stall_us, state);
+			publish(file, &here, now > here.stall_us ? now : here.stall_us);
 			publish_us = time_us + 200000;
 		}
 	}
-	publish(file, sent, answered, stall_us, strcmp(state, "open") ? state : "ended");
-	return strcmp(state, "open") ? 1 : 0;
+	if (!strcmp(here.state, "open"))
+		here.state = "ended";
+	publish(file, &here, here.stall_us);
+	return strcmp(here.state, "ended") ? 1 : 0;
 }
 
 int main(int argc, char **argv)
@@ -324,11 +409,11 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	if (argc >= 4 && argc - 3 <= FLOWS && !strcmp(argv[1], "udp"))
 		return udp(atof(argv[2]), argc - 3, argv + 3);
-	if (argc == 3 && !strcmp(argv[1], "serve"))
-		return serve(atoi(argv[2]));
+	if (argc == 4 && !strcmp(argv[1], "serve"))
+		return serve(atoi(argv[2]), atoi(argv[3]));
 	if (argc == 7 && !strcmp(argv[1], "session"))
 		return session(argv[2], argv[3], atoi(argv[4]), atoi(argv[5]), argv[6]);
-	fprintf(stderr, "usage: talk udp PER_SECOND DEV,PORT,ADDRESS,PORT ... | talk serve PORT | "
+	fprintf(stderr, "usage: talk udp PER_SECOND DEV,PORT,ADDRESS,PORT ... | talk serve PORT TICK_MS | "
 			"talk session DEV ADDRESS PORT MS FILE\n");
 	return 2;
 }

@@ -20,6 +20,8 @@ from divhook.lab.guest import LabGuest
 
 FIRST_PORT = 7000
 SESSION_PORT = 22
+TICK_MS = 170
+"""How often a session's server speaks unasked."""
 DRAIN_S = 0.5
 """Between the last datagram and the count: more than any queue holds."""
 _SOURCE = Path(__file__).with_name("talk.c")
@@ -42,6 +44,9 @@ class Flow:
     subnet: str
     address: str
     """The client's."""
+    mover_nic: str = "-"
+    mover_address: str = ""
+    """Of the mover's NIC that it talks to, where that is not the first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +135,26 @@ class Talk:
 
     def __init__(self, mover: str, address: str, flows: Sequence[Flow], where: "Where") -> None:
         self._mover = mover
-        self._address = address
-        self._flows = flows
+        self.address = address
+        self.flows = flows
         self._where = where
 
     @property
     def _parties(self) -> list[str]:
-        return [self._mover, *dict.fromkeys(flow.client for flow in self._flows)]
+        return [self._mover, *self._by_client()]
 
     def warm(self) -> None:
         """Everyone has found everyone."""
-        for flow in self._flows:
-            self._where(flow.client).exec(f"ping -c 2 -i 0.1 -W 3 -I {flow.nic} {self._address} || true", 30)
+        for client, flows in self._by_client().items():
+            pings = (f"ping -c 2 -i 0.1 -W 3 -I {flow.nic} {self._address_for(flow)} &" for flow in flows)
+            self._where(client).exec(" ".join([*pings, "wait"]), 30)
+
+    def _by_client(self) -> dict[str, list[Flow]]:
+        """A command in a guest costs more than what it does: one for all flows of a client."""
+        found: dict[str, list[Flow]] = {}
+        for flow in self.flows:
+            found.setdefault(flow.client, []).append(flow)
+        return found
 
     @contextmanager
     def running(self, per_second: int) -> Iterator[Conversation]:
@@ -159,8 +172,8 @@ class Talk:
             self._toggle()
             time.sleep(DRAIN_S)
             told = {name: self._told(name) for name in self._parties}
-        for index, flow in enumerate(self._flows):
-            mine = [other for other in self._flows if other.client == flow.client]
+        for index, flow in enumerate(self.flows):
+            mine = [other for other in self.flows if other.client == flow.client]
             here, there = told[self._mover][index], told[flow.client][mine.index(flow)]
             found.to_client[flow] = account(here, there)
             found.to_mover[flow] = account(there, here)
@@ -177,38 +190,55 @@ class Talk:
         told: list[dict[str, object]] = json.loads(output)
         return told
 
+    def _address_for(self, flow: Flow) -> str:
+        return flow.mover_address or self.address
+
     def _specs(self, name: str) -> str:
         if name == self._mover:
-            specs = [f"-,{FIRST_PORT + f.number},{f.address},{FIRST_PORT + f.number}" for f in self._flows]
+            ends = [(flow.mover_nic, flow.number, flow.address) for flow in self.flows]
         else:
-            mine = [flow for flow in self._flows if flow.client == name]
-            specs = [f"{f.nic},{FIRST_PORT + f.number},{self._address},{FIRST_PORT + f.number}" for f in mine]
-        return " ".join(specs)
+            mine = [flow for flow in self.flows if flow.client == name]
+            ends = [(flow.nic, flow.number, self._address_for(flow)) for flow in mine]
+        return " ".join(f"{nic},{FIRST_PORT + number},{to},{FIRST_PORT + number}" for nic, number, to in ends)
 
     # TCP, for as long as the guests live
 
     def open_sessions(self, interval_ms: int = 20) -> None:
         """From each client's NIC a connection to the mover, that is to outlive all moves."""
-        self._where(self._mover).exec(f"talk serve {SESSION_PORT} >/tmp/serve.log 2>&1 & sleep 0.1")
-        for flow in self._flows:
-            self._where(flow.client).exec(
-                f"talk session {flow.nic} {self._address} {SESSION_PORT} {interval_ms} /tmp/session.{flow.nic}.json"
-                f" >/dev/null 2>&1 & echo $! >/tmp/session.{flow.nic}.pid; sleep 0.3"
+        self._where(self._mover).exec(
+            f"talk serve {SESSION_PORT} {TICK_MS} >/tmp/serve.log 2>&1 & echo $! >/tmp/serve.pid; sleep 0.1"
+        )
+        for client, flows in self._by_client().items():
+            begin = (
+                f"rm -f {_session(flow)}.json;"
+                f" talk session {flow.nic} {self._address_for(flow)} {SESSION_PORT} {interval_ms} {_session(flow)}.json"
+                f" >/dev/null 2>&1 & echo $! >{_session(flow)}.pid;"
+                for flow in flows
             )
+            begun = (f"until [ -e {_session(flow)}.json ]; do sleep 0.1; done;" for flow in flows)
+            self._where(client).exec(" ".join([*begin, *begun]))
 
     def sessions(self, forget: bool = False) -> dict[Flow, dict[str, object]]:
         """What each connection has come to. forget: the longest stall counts anew."""
         found = {}
-        for flow in self._flows:
-            guest = self._where(flow.client)
-            forgetting = f"kill -USR1 $(cat /tmp/session.{flow.nic}.pid);" if forget else ""
-            found[flow] = json.loads(guest.exec(f"cat /tmp/session.{flow.nic}.json; {forgetting}"))
-        return found
+        for client, flows in self._by_client().items():
+            forgetting = (f"kill -USR1 $(cat {_session(flow)}.pid);" for flow in flows if forget)
+            files = (f"{_session(flow)}.json" for flow in flows)
+            output = self._where(client).exec(" ".join(["cat", *files, ";", *forgetting]))
+            found |= dict(zip(flows, map(json.loads, output.splitlines()), strict=True))
+        return {flow: found[flow] for flow in self.flows}
 
-    def close_sessions(self) -> None:
-        """End them."""
-        for flow in self._flows:
-            self._where(flow.client).exec(f"kill -TERM $(cat /tmp/session.{flow.nic}.pid) || true")
+    def close_sessions(self, server: bool = True) -> None:
+        """End them, and the server, too."""
+        for client, flows in self._by_client().items():
+            self._where(client).exec(" ".join(["kill -TERM", *(f"$(cat {_session(f)}.pid)" for f in flows), "|| true"]))
+        if server:
+            self._where(self._mover).exec("kill -TERM $(cat /tmp/serve.pid) || true")
+
+
+def _session(flow: Flow) -> str:
+    """Its files in the client, without their endings."""
+    return f"/tmp/session.{flow.number}"
 
 
 class Where:

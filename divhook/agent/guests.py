@@ -45,6 +45,8 @@ NEED_PLACE = frozenset(("prepare", "start", "migrate", "restore"))
 """Operations that read where a guest belongs."""
 CHOICE_WAIT_S = 1.0
 """The census answers within 40 ms by its own timer; this is for an event loop that is late."""
+PEER_WAIT_S = 1.0
+"""How long a guest that comes in waits for a word of any host with this cluster's key, where none is known."""
 PICK_UP_S = 30.0
 """How long TCP in mid-stream may begin flows at the port of a guest that came without a hand-over of its own."""
 FAULTS = (BpfError, LinkError, OSError, RegistryError)
@@ -243,6 +245,7 @@ class Guests:
         try:
             for nic, _ in nics:  # every answer before the first port
                 await self._answered(nic)
+                await self._of_this_cluster(nic)
             for nic, wanted in nics:
                 await self._plug(nic, wanted)
         except BaseException:
@@ -294,6 +297,22 @@ class Guests:
         if nic.refusal or nic.address is None:
             raise RequestError(f"{nic}: {nic.refusal or 'no address could be chosen for it in time; try again'}")
 
+    async def _of_this_cluster(self, nic: Nic) -> None:
+        """A guest that comes from another host needs one with this key: to all others it would be nobody here.
+
+        One that is known is enough, though it hands nothing over: its agent may be away. Raises RequestError.
+        """
+        until = self._dataplane.now() + PEER_WAIT_S
+        while nic.incoming and not nic.handed and not self._dataplane.authenticator.peer_count:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), until - self._dataplane.now())
+            except TimeoutError:
+                raise RequestError(
+                    f"{nic}: it comes from another host, but none answers that has this host's cluster key. Compare "
+                    "`divhook key show` on both; and its agent has to run there: systemctl status divhook-agent"
+                ) from None
+
     def run(self, domain: Domain) -> None:
         """The guest runs: claim its addresses. An incoming guest runs elsewhere until libvirt's RESUMED."""
         for wanted in domain.nics:
@@ -343,7 +362,8 @@ class Guests:
         """What the former host says of a NIC that comes: its address, its lease, whom it talks to."""
         now, claim = self._dataplane.now(), handover.claim
         self._dataplane.pipeline.discovery.observe(claim)
-        nic.born, nic.lease, nic.carried = claim.born, handover.lease, handover.counters
+        nic.handed, nic.born, nic.lease, nic.carried = True, claim.born, handover.lease, handover.counters
+        self._changed.set()
         if (
             nic.placement.address in (None, claim.address)
             and self._dataplane.pipeline.plan.locate(claim.address) == nic.placement.id
@@ -351,7 +371,6 @@ class Guests:
             nic.known = nic.known or nic.address in (None, claim.address)
             if nic.address != claim.address and nic.phase is Phase.PREPARED:
                 self._addresses.handed(nic, claim.address)
-                self._changed.set()
         for talker in handover.talkers:
             mine = self._dataplane.pipeline.ports.at(talker.address) is not None
             if not mine and self._dataplane.pipeline.discovery.adopt(talker, now):

@@ -29,7 +29,7 @@ class Nic:
     fixed: its address is configured. known: it had this address before, and was defended while it did not run.
     started: the guest runs here. confirmed: nobody objected to the address. refusal: why there is none, in words.
     began_s: when its life here began, or was first seen. labels: sorted pairs. identity: what claims say of it.
-    born, lease, carried: handed over by the host that it came from.
+    handed: the host that it comes from has handed it over; born, lease, carried: what came with it.
     """
 
     guest: str
@@ -50,6 +50,7 @@ class Nic:
     began_s: float = -math.inf
     labels: tuple[tuple[str, str], ...] = ()
     identity: int = 0
+    handed: bool = False
     born: int = 0
     lease: dict[str, Any] | None = None
     carried: dict[str, int] = field(default_factory=dict)

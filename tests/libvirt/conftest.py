@@ -3,7 +3,6 @@
 `lab` and its `cast` live for the whole session: a test leaves hosts, agents and the cast as it found them.
 """
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -23,9 +22,8 @@ def plain_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Two hosts with libvirtd and agent, and the cells of policies/cells."""
-    programs = (build(tmp_path_factory.mktemp("programs")),) if "DIVHOOK_MOVE_TESTS" in os.environ else ()
-    with Lab(tmp_path_factory.mktemp("lab"), hosts=2, programs=programs) as lab:
+    """Two hosts with libvirtd and agent, and the cells of policies/cells. Guests have /usr/bin/talk (bench/moves)."""
+    with Lab(tmp_path_factory.mktemp("lab"), hosts=2, programs=(build(tmp_path_factory.mktemp("programs")),)) as lab:
         yield lab
 
 

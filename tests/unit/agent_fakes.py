@@ -643,6 +643,13 @@ class Lan:
             await host.agent.reconcile()
         return host
 
+    async def destination(self) -> Host:
+        """A host that guests may come to: another with the same key is on the wire, and runs one."""
+        host, other = await self.host(), await self.host()
+        await other.start(vm(99))
+        await settle()
+        return host
+
     def carry(self, sender: Host, frame: bytes) -> None:
         self.frames.append(frame)
         for host in self.hosts:

@@ -107,7 +107,7 @@ async def test_what_befalls_an_address_while_its_tap_is_set_up(lan: Lan, fate: t
 
 @story
 async def test_an_incoming_port_stays_incoming_whatever_its_search_finds(lan: Lan) -> None:
-    host, web = await lan.host(), vm(1)
+    host, web = await lan.destination(), vm(1)
     await host.hook(web, "migrate")
     await host.begin(web)
     nic = host.nic(web)

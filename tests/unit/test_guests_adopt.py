@@ -437,7 +437,7 @@ async def test_a_nic_that_waits_for_its_start_hook_survives_reconcile(lan: Lan) 
 
 @story
 async def test_an_incoming_nic_survives_reconcile_and_claims_nothing(lan: Lan) -> None:
-    host, web = await lan.host(), vm(1, address="10.1.1.77")
+    host, web = await lan.destination(), vm(1, address="10.1.1.77")
     await host.hook(web, "migrate")
     await host.agent.reconcile()  # libvirt does not list it yet
     host.libvirt.vms.append(web)
@@ -504,7 +504,7 @@ async def test_a_move_that_arrives_takes_the_claim_with_a_higher_stamp_and_the_s
 @pytest.mark.parametrize("incoming", [False, True], ids=["started lost", "RESUMED lost"])
 @story
 async def test_a_hook_or_event_that_was_lost_is_made_good(lan: Lan, incoming: bool) -> None:
-    host, web = await lan.host(), vm(1, address="10.1.1.77")
+    host, web = await lan.destination(), vm(1, address="10.1.1.77")
     if incoming:
         await host.hook(web, "migrate")
     await host.begin(web)

@@ -89,12 +89,25 @@ async def test_ten_lives_leave_the_host_as_it_was_but_for_the_reservation(lan: L
 )
 @story
 async def test_steps_in_any_order_leave_nothing(lan: Lan, operations: tuple[str, ...]) -> None:
-    host, web = await lan.host(), vm(1, cards=2)
+    host, web = await lan.destination(), vm(1, cards=2)
     host.tap(web)
     before = host.traces()
     for operation in operations:
         await host.hook(web, operation)
     await settle()
+    assert host.traces() == before
+
+
+@story
+async def test_a_guest_that_comes_in_where_no_host_has_this_key_is_refused_with_a_remedy(lan: Lan) -> None:
+    """Nobody else would believe its claim: that host is of another cluster."""
+    host, web = await lan.host(), vm(1)
+    before = host.traces()
+    await host.hook(web, "migrate")
+    host.tap(web)
+    with pytest.raises(RequestError, match="divhook key show"):
+        await host.hook(web, "start")
+    await host.shut(web)
     assert host.traces() == before
 
 
