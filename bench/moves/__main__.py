@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.moves import chart, record
-from bench.moves.scene import Scene, make_lab
+from bench.moves.scene import Move, Scene, make_lab
 from bench.moves.traffic import Account, Talk
 from divhook.lab.errors import LabError
 from divhook.lab.host import FASTPATH_VARIABLE
@@ -33,8 +33,8 @@ def say(text: str) -> None:
     print(f"bench-move: {text}", file=sys.stderr, flush=True)
 
 
-def run(contender: str, moves: int, rate: int, tools: Path, shown: Shown) -> list[record.Row]:
-    """All moves of one contender; the account of one of them for the chart."""
+def run(contender: str, moves: int, rate: int, tools: Path, shown: Shown, made: list[Move]) -> list[record.Row]:
+    """All moves of one contender, added to `made`; the account of one of them for the chart."""
     begin = time.monotonic()
     found: list[record.Row] = []
     with make_lab(LABS / contender, contender, tools) as lab:
@@ -55,6 +55,7 @@ def run(contender: str, moves: int, rate: int, tools: Path, shown: Shown) -> lis
                 move = scene.migrate(target)
                 time.sleep(AFTER_S)
             at_taps = sum(count - dropped.get(tap, 0) for tap, count in scene.tap_dropped().items())
+            made.append(move)
             sessions = scene.talk.sessions()
             new = record.rows(contender, number, move, conversation, sessions, seen, at_taps)
             found += new
@@ -86,10 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     LABS.mkdir(exist_ok=True)
     found: list[record.Row] = []
     shown: Shown = []
+    made: dict[str, list[Move]] = {contender: [] for contender in record.CONTENDERS}
     with tempfile.TemporaryDirectory(prefix="divhook-bench-move-") as tools:
         for contender in [options.only] if options.only else record.CONTENDERS:
             try:
-                found += run(contender, options.moves, options.rate, Path(tools), shown)
+                found += run(contender, options.moves, options.rate, Path(tools), shown, made[contender])
             except LabError as error:
                 say(f"{contender}: {error}")
                 return 1
@@ -97,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = record.table(found)
     verdicts = record.verdicts(found)
     text += "\n" + "".join(f"- {'met' if good else 'NOT MET'}: {claim}: {figure}\n" for claim, good, figure in verdicts)
+    text += "".join(f"\n{hooks}" for moves in made.values() if (hooks := record.hook_table(moves)))
     (options.out / "moves.md").write_text(text)
     (options.out / "moves.svg").write_text(chart.arrivals(shown))
     print(text)

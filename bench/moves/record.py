@@ -21,7 +21,7 @@ class Row:
     lost: by the network. lost_in_guest: at the receiver's own socket. tap_dropped: of `lost`, those that a tap had no
     room for, of all clients in this move: a guest that gets no processor reads none. downtime_ms: libvirt's, of the
     guest's pause; pause_ms: the same by QEMU's own events on both hosts. tcp_stall_ms: of a connection that
-    outlives all moves.
+    outlives all moves. hook_ms: for how long libvirt waited for divhook's hook, at both hosts together.
     """
 
     contender: str
@@ -41,6 +41,7 @@ class Row:
     downtime_ms: float | None
     pause_ms: float | None
     migrate_ms: float
+    hook_ms: float
     tcp_stall_ms: float
     tcp_state: str
 
@@ -81,6 +82,7 @@ def rows(
                 move.downtime_ms,
                 None if move.pause_ms is None else round(move.pause_ms, 1),
                 round(move.took_s * 1000),
+                round(move.hook_ms, 1),
                 round(float(str(session["stall_us"])) / 1000, 1),
                 str(session["state"]),
             )
@@ -137,6 +139,21 @@ def _line(contender: str, place: str, subnet: str, mine: Sequence[Row]) -> str:
 
 def _spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.1f} ({max(values):.1f})" if values else "not measured"
+
+
+def hook_table(moves: Sequence[Move]) -> str:
+    """Markdown: what divhook's hook adds to one migration, by operation: medians, and the worst in brackets."""
+    operations: dict[tuple[str, str], list[float]] = {}
+    for move in moves:
+        for host, operation, took_ms in move.hooks_ms:
+            operations.setdefault(("destination" if host == move.target else "source", operation), []).append(took_ms)
+    if not operations:
+        return ""
+    lines = ["| hook | at the | ms |", "| --- | --- | ---: |"]
+    lines += [f"| {operation} | {place} | {_spread(took)} |" for (place, operation), took in operations.items()]
+    lines.append(f"| all of a migration | | {_spread([move.hook_ms for move in moves])} |")
+    lines.append(f"| `virsh migrate` | | {_spread([move.took_s * 1000 for move in moves])} |")
+    return "\n".join(lines) + "\n"
 
 
 def verdicts(found: Sequence[Row]) -> list[tuple[str, bool, str]]:

@@ -49,6 +49,13 @@ class Move:
     pause_ms: float | None
     stop_s: float | None
     resume_s: float | None
+    hooks_ms: tuple[tuple[str, str, float], ...] = ()
+    """(host, operation, ms) of each call of divhook's hook by libvirt, at both hosts, in their order."""
+
+    @property
+    def hook_ms(self) -> float:
+        """For how long libvirt waited for the hook in all."""
+        return sum(took_ms for _, _, took_ms in self.hooks_ms)
 
 
 class Scene:
@@ -57,6 +64,9 @@ class Scene:
     def __init__(self, lab: Lab, clients: str = "ABC", progress: Callable[[str], None] = quiet) -> None:
         self.lab = lab
         self.place = "A"
+        if lab.mode == AGENT:
+            for host in lab.hosts.values():
+                time_hooks(host)
         self._clients = clients
         progress("starting the guests")
         wanted = [(GuestSpec(MOVER, (Nic(CELL, NEAR),), kernel_arguments=self._arguments), "A")]
@@ -166,7 +176,40 @@ class Scene:
         resume_s = next((at for at, name in seen[1] if name == "RESUME"), None)
         pause_ms = (resume_s - stop_s) * 1000 if stop_s and resume_s else None
         source, _ = self.place, self.arrived(target)
-        return Move(source, target, begin_s, took_s, downtime_ms(there), pause_ms, stop_s, resume_s)
+        hooks = [(host.name, *call[1:]) for host in (there, here) for call in hook_calls(host, MOVER, begin_s)]
+        return Move(source, target, begin_s, took_s, downtime_ms(there), pause_ms, stop_s, resume_s, tuple(hooks))
+
+
+HOOK = "/etc/libvirt/hooks/qemu.d/divhook"
+TIMED = "/etc/libvirt/hooks/divhook.timed"
+HOOK_LOG = "/run/divhook-lab/hooks"
+TIMER = f"""#!/bin/bash
+begin=$EPOCHREALTIME
+{TIMED} "$@"
+code=$?
+echo "$1 $2 $begin $EPOCHREALTIME" >>{HOOK_LOG}
+exit $code
+"""
+
+
+def time_hooks(host: LabHost) -> None:
+    """From now on `hook_calls` knows how long libvirt waits for the host's hook."""
+    timed, hook = host.outside(TIMED), host.outside(HOOK)
+    if not timed.exists():
+        hook.rename(timed)
+        hook.write_text(TIMER)
+        hook.chmod(0o755)
+
+
+def hook_calls(host: LabHost, guest: str, since_s: float) -> list[tuple[float, str, float]]:
+    """(wall clock in seconds, operation, how long it took in ms) of each since then."""
+    log = host.outside(HOOK_LOG)
+    found = []
+    for line in log.read_text().splitlines() if log.exists() else ():
+        name, operation, begin, end = line.split()
+        if name == guest and float(begin) >= since_s:
+            found.append((float(begin), operation, (float(end) - float(begin)) * 1000))
+    return found
 
 
 def taps(host: LabHost, guest: str) -> list[str]:

@@ -9,7 +9,8 @@ from bench.moves.scene import Move
 from bench.moves.traffic import Conversation, Flow, account
 
 FLOW = Flow(0, "client-b", "eth0", "web", "10.1.1.30")
-MOVE = Move("A", "B", 0.0, 1.5, 100.0, 98.0, 1.0, 1.098)
+HOOKS = (("B", "migrate", 30.0), ("B", "start", 40.0), ("A", "stopped", 20.0))
+MOVE = Move("A", "B", 0.0, 1.5, 100.0, 98.0, 1.0, 1.098, HOOKS)
 
 
 def told(sent: int, steps: list[int | None], **counts: int) -> dict[str, object]:
@@ -53,6 +54,15 @@ def test_verdict_holds_without_loss_and_falls_with_one_packet() -> None:
 def test_gap_is_held_to_the_guests_own_pause(gap_ms: float, expected: list[bool]) -> None:
     row = replace(rows(lost=0)[0], gap_ms=gap_ms)
     assert [good for _, good, _ in record.verdicts([row])][3:] == expected
+
+
+def test_time_of_hooks_is_told_by_operation_and_place_and_in_all() -> None:
+    assert rows(lost=0)[0].hook_ms == 90.0
+    text = record.hook_table([MOVE, replace(MOVE, hooks_ms=(*HOOKS[:2], ("A", "stopped", 24.0)))])
+    assert "| start | destination | 40.0 (40.0) |" in text
+    assert "| stopped | source | 22.0 (24.0) |" in text
+    assert "| all of a migration | | 92.0 (94.0) |" in text
+    assert record.hook_table([replace(MOVE, hooks_ms=())]) == ""
 
 
 def test_a_duplicate_and_a_broken_connection_are_not_met() -> None:
