@@ -239,7 +239,7 @@ class Agent:
             if error.errno in (errno.EPERM, errno.EBUSY):
                 raise AgentError(f"NFQUEUE {host.queue} is taken by another program: {error}") from error
             raise
-        self.nat = NatService(self.programs, self.dataplane, self.uplink.mtu)
+        self.nat = NatService(self.programs, self.dataplane, self.uplink.mtu, [each.address for each in own])
         self.guests = Guests(
             self.configuration,
             self.registry,

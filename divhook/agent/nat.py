@@ -9,6 +9,7 @@ outside, and is told: nothing is sent untranslated.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
@@ -19,37 +20,56 @@ from divhook.adapters.links import LinkError
 from divhook.adapters.links.nat import NAT_MAC, NatFigures, NatNamespace, Translation
 from divhook.agent.dataplane import Dataplane
 from divhook.config.configuration import Configuration
-from divhook.core.addressing import Address, AddressPlan, SubnetId
-from divhook.core.nat import Nat
+from divhook.core.addressing import Address, AddressPlan, SubnetId, address_text
+from divhook.core.nat import FIRST_PORT, Nat
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be translated, and the addresses that are NAT's own here."""
+    """What is to be translated, the addresses that are NAT's own here, and the host's, where cells go out with it.
+
+    problem: why some cell of the files is not translated, and so has no outside.
+    """
 
     translations: tuple[Translation, ...] = ()
     pool: frozenset[Address] = frozenset()
+    host: Address | None = None
+    problem: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.translations)
 
 
-def plan_of(configuration: Configuration) -> Plan:
-    """What the files say. A cell whose pool is not here any more is left out: nothing of it is translated."""
+def plan_of(configuration: Configuration, own: Sequence[Address] = ()) -> Plan:
+    """What the files say. own: the host's addresses on the uplink. What can't be translated is left out, and told."""
     pools = configuration.host.external.pools
-    cells: dict[str, list[IPv4Network]] = {}
+    cells: dict[str | None, list[IPv4Network]] = {}
+    problems: list[str] = []
     for cell in configuration.cells:
-        if cell.snat is not None and cell.snat.pool in pools:
+        if cell.snat is None:
+            continue
+        if cell.snat.pool is None and not own:
+            problems.append(f"cell {cell.cell} has `snat: host`, but the uplink has no IPv4 address")
+        elif cell.snat.pool is not None and cell.snat.pool not in pools:
+            problems.append(f"cell {cell.cell}: there is no pool {cell.snat.pool} since the agent has started")
+        else:
             cells.setdefault(cell.snat.pool, []).append(_cell_prefix(configuration.plan, cell.number))
-    return Plan(
-        tuple(
-            Translation(tuple(prefixes), IPv4Address(pools[name].first), IPv4Address(pools[name].last))
-            for name, prefixes in cells.items()
-        ),
-        frozenset(address for pool in pools.values() for address in pool.addresses()),
-    )
+    pool = frozenset(address for each in pools.values() for address in each.addresses())
+    taken = sorted(pool.intersection(own))
+    if taken:
+        problems.append(f"{address_text(taken[0])} is this host's own address, and in a pool")
+    translations = []
+    for name, prefixes in cells.items():
+        if name is None:
+            mine = IPv4Address(own[0])
+            translations.append(Translation(tuple(prefixes), mine, mine, FIRST_PORT))
+        else:
+            first, last = IPv4Address(pools[name].first), IPv4Address(pools[name].last)
+            translations.append(Translation(tuple(prefixes), first, last))
+    host = own[0] if None in cells else None
+    return Plan(tuple(translations), pool.difference(own), host, "; ".join(problems))
 
 
 def _cell_prefix(plan: AddressPlan, cell: int) -> IPv4Network:
@@ -57,11 +77,29 @@ def _cell_prefix(plan: AddressPlan, cell: int) -> IPv4Network:
     return IPv4Network((first, plan.supernet.prefixlen + plan.cell_bits))
 
 
+def _warn_of_ports(first: int, last: int, reserved: str) -> None:
+    """The host must not take ports of NAT's for its own connections: their answers would be NAT's."""
+    if last >= FIRST_PORT and not reserved:
+        log.warning(
+            "this host takes ports %d to %d for its own connections, NAT with its address those from %d on: answers to "
+            "the host's are lost. Run: sysctl -w net.ipv4.ip_local_reserved_ports=%d-65535",
+            first,
+            last,
+            FIRST_PORT,
+            FIRST_PORT,
+        )
+
+
 class NatService:
-    """Keeps all of it in step. mtu: of the uplink."""
+    """Keeps all of it in step. mtu: of the uplink. own: the host's addresses on it."""
 
     def __init__(
-        self, programs: Programs, dataplane: Dataplane, mtu: int, namespace: NatNamespace | None = None
+        self,
+        programs: Programs,
+        dataplane: Dataplane,
+        mtu: int,
+        own: Sequence[Address] = (),
+        namespace: NatNamespace | None = None,
     ) -> None:
         self.ifindex = 0  # of the host's end of the link to the namespace; 0 before there was one
         self.problem = ""
@@ -70,6 +108,7 @@ class NatService:
         self._dataplane = dataplane
         self._border = dataplane.pipeline.border
         self._mtu = mtu
+        self._own = tuple(own)
         self._namespace = namespace or NatNamespace()
         self._plan: Plan | None = None
         self._lock = asyncio.Lock()
@@ -77,7 +116,7 @@ class NatService:
     async def apply(self, configuration: Configuration) -> None:
         """Translate as the files say. What goes wrong is told, and nothing of a cell with NAT leaves."""
         async with self._lock:
-            plan = plan_of(configuration)
+            plan = plan_of(configuration, self._own)
             if plan != self._plan or self.problem:
                 self._plan = plan
                 await self._apply(plan)
@@ -91,13 +130,17 @@ class NatService:
                 await self._namespace.wall()
                 await asyncio.to_thread(self._namespace.translate, plan.translations)
                 self._programs.attach(FROM_NAT, ifindex)
-                gone = self._programs.nat.set_addresses(plan.pool)
+                gone = self._programs.nat.set_addresses(plan.pool, plan.host)
                 if gone:  # what was translated to them can get no reply any more
                     await asyncio.to_thread(self._namespace.forget)
                 self._programs.nat.open(ifindex, NAT_MAC)
-                self._border.nat = Nat(NAT_MAC, plan.pool)
+                self._border.nat = Nat(NAT_MAC, plan.pool, plan.host)
+                if plan.host is not None:
+                    _warn_of_ports(*self._namespace.host_ports())
                 self._dataplane.nat_ifindex = self.ifindex = ifindex
             self.problem = ""
+            if plan.problem:
+                log.error("%s: nothing of such a cell goes outside", plan.problem)
         except (LinkError, BpfError, OSError) as error:
             self._close()
             self.problem = str(error)
@@ -129,8 +172,8 @@ class NatService:
             figures, self.problem = NatFigures(), str(error)
         return {
             "cells": sum(len(each.prefixes) for each in self._plan.translations),
-            "addresses": len(self._plan.pool),
-            "state": self.problem or "ok",
+            "addresses": len(self._plan.pool) + (self._plan.host is not None),
+            "state": self.problem or self._plan.problem or "ok",
             "connections": figures.connections,
             "limit": figures.limit,
             "refused": figures.refused,

@@ -509,6 +509,8 @@ struct next_hops {
  */
 #define MAX_NAT_ADDRESSES 1024
 #define NAT_POOL 1 /* nobody's: all that comes to it is the namespace's */
+#define NAT_HOST 2 /* the host's own, which shares it: TCP and UDP from NAT_FIRST_PORT on are the namespace's */
+#define NAT_FIRST_PORT 61000 /* above Linux's ip_local_port_range, to 65535 */
 struct nat_config {
 	__u32 ifindex;
 	struct mac mac; /* of the namespace's own end */

@@ -332,8 +332,11 @@ static __always_inline int wire_ipv4(struct __sk_buff *skb, const struct host_co
 	/* A header too short to show its addresses leaves them zero: the host's stack refuses it. */
 	bool theirs = !is_virtual(host, packet.source_be) && !is_virtual(host, packet.destination_be);
 
-	if (theirs && (to != TO_HOST || !is_nat_address(packet.destination_be)))
+	if (theirs && (to != TO_HOST || !nat_address(packet.destination_be)))
 		return PASS;
+	if (theirs && nat_address(packet.destination_be) == NAT_HOST &&
+	    (frame->tagged || reason != VALID || mac_is_group(&frame->ethernet.source)))
+		return PASS; /* the host's stack knows what to do with it */
 	if (to == TO_MULTICAST)
 		return drop(skb, PORT_WIRE, L2_MULTICAST_MISMATCH);
 	if (frame->tagged)
@@ -385,7 +388,7 @@ int from_wire(struct __sk_buff *skb)
 		bool theirs = !is_virtual(host, start->headers.source_be) &&
 			      !is_virtual(host, start->headers.destination_be);
 
-		if (theirs && !is_nat_address(start->headers.destination_be))
+		if (theirs && !nat_address(start->headers.destination_be))
 			return PASS; /* the host's own traffic */
 		if (!mac_is_group(&source) && !mac_is_zero(&source) && ordinary_valid(skb, start, &packet))
 			return theirs ? wire_to_nat(skb, host, &packet, &source, divert_mark(PORT_WIRE, false)) :
@@ -427,7 +430,7 @@ int from_nat(struct __sk_buff *skb)
 	    packet_parse_untrusted(skb, frame.l3, &packet) != VALID)
 		return drop(skb, PORT_WIRE, NAT_UNTRANSLATED);
 	reply = is_virtual(host, packet.destination_be);
-	if (!reply && (is_virtual(host, packet.source_be) || !is_nat_address(packet.source_be)))
+	if (!reply && (is_virtual(host, packet.source_be) || !nat_address(packet.source_be)))
 		return drop(skb, PORT_WIRE, NAT_UNTRANSLATED);
 	if (host->flags & HOST_FASTPATH)
 		verdict = reply ? nat_to_guest(skb, host, &packet) : nat_to_wire(skb, host, &packet);

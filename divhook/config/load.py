@@ -159,7 +159,7 @@ class _CellChecks:
             hint = f"0 to {plan.max_cell}, by cell_bits of {HOST_FILE}"
             problem(document.at(("number",)), f"cell number {cell.number} is outside the address plan", hint)
             return
-        if cell.snat is not None and self._pools is not None and cell.snat.pool not in self._pools:
+        if cell.snat is not None and cell.snat.pool and self._pools is not None and cell.snat.pool not in self._pools:
             what = f"cell {cell.cell!r} has source NAT from pool {cell.snat.pool!r}, which this host has not"
             hint = f"give it its part, in {HOST_FILE}: `external: pools: {cell.snat.pool}:`"
             if self._pools:

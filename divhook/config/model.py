@@ -277,24 +277,32 @@ class EndpointConfig(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class Snat:
-    """Which addresses a cell goes out with: those of a pool of each host."""
+    """Which addresses a cell goes out with: those of a pool of each host, or (None) the host's own."""
 
-    pool: str
+    pool: str | None
 
 
 def _parse_snat(value: object) -> Snat:
+    if value == "host":
+        return Snat(None)
     if isinstance(value, dict) and list(value) == ["pool"] and isinstance(value["pool"], str):
         return Snat(value["pool"])
     raise fault(
-        f"snat can't be {shown(value)}", "write `snat: {pool: NAME}`, with a pool of `external` in divhook.yaml"
+        f"snat can't be {shown(value)}",
+        "write `snat: host`, or `snat: {pool: NAME}` with a pool of `external` in divhook.yaml",
     )
 
 
 _SNAT_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"pool": {"type": "string", "pattern": NAME_PATTERN}},
-    "required": ["pool"],
-    "additionalProperties": False,
+    "anyOf": [
+        {"enum": ["host"]},
+        {
+            "type": "object",
+            "properties": {"pool": {"type": "string", "pattern": NAME_PATTERN}},
+            "required": ["pool"],
+            "additionalProperties": False,
+        },
+    ]
 }
 SnatChoice = Annotated[Snat, BeforeValidator(_parse_snat), WithJsonSchema(_SNAT_SCHEMA)]
 

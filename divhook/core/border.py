@@ -193,7 +193,7 @@ class Border:
     def from_wire_translated(
         self, mac: Mac, header: Header, packet: bytes, now: float, out: list[Output]
     ) -> DropReason | None:
-        """A packet to an address of NAT, in a frame from `mac` to the host. None: handed to NAT, or held."""
+        """A packet to NAT, or a copy of one, in a frame from `mac` to the host. None: handed on, or held."""
         verdict = self.externals.check_source(header.source, mac, now, HeldIn(mac, packet))
         if verdict is Outcome.DELIVER:
             return self._into_nat(mac, header, packet, out)
@@ -267,7 +267,7 @@ class Border:
         source = frame[6:12]
         if self._plan.contains(arp.spa):
             return DropReason.UNKNOWN_HOST  # nobody claims a virtual address by plain ARP
-        if self.translates(arp.tpa) and arp.operation == ARP_REQUEST:
+        if self.nat is not None and arp.tpa in self.nat.pool and arp.operation == ARP_REQUEST:
             if arp.sha != source or is_group(source) or source in (ZERO_MAC, self._pmac):
                 return DropReason.EXTERNAL_SPOOF
             out.append(ToWire(reply_frame(self._pmac, arp.tpa, arp.sha, arp.spa)))

@@ -45,6 +45,7 @@ from divhook.core.external import ExternalMap, Externals
 from divhook.core.group import Groups
 from divhook.core.guard import Guard, Unsure
 from divhook.core.identities import IdentityExchange, IdentityLearned, IdentityMissing
+from divhook.core.nat import Share
 from divhook.core.outputs import Drop, Output, ToGuest, ToNewHost, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Router, SubnetFacts, Topology
@@ -361,9 +362,8 @@ class Pipeline:
         return self.from_wire_ipv4(frame[6:12], frame[ETH_HEADER:], verdict.group, now)
 
     def _wire_facts(self) -> WireFacts:
-        nat = self.border.nat
         groups = frozenset(self.groups.listened())
-        return WireFacts(self.plan, self.pmac, groups, self.border.externals.map, nat.pool if nat else frozenset())
+        return WireFacts(self.plan, self.pmac, groups, self.border.externals.map, self.border.nat)
 
     def from_wire_ipv4(self, host: Mac, packet: bytes, group: bool, now: float) -> list[Output]:
         """An IPv4 packet from the uplink, sent by the pmac `host`; group: its frame went to a group MAC."""
@@ -379,7 +379,8 @@ class Pipeline:
     def _wire_ipv4(self, host: Mac, packet: bytes, group: bool, now: float, out: list[Output]) -> DropReason | None:
         header = header_untrusted(packet)
         packet = packet[: header.total_length]
-        if not group and not self.plan.contains(header.source) and self.border.translates(header.destination):
+        nat = self.border.nat
+        if nat is not None and not self.plan.contains(header.source) and nat.share(header, packet) is not Share.NONE:
             return self.border.from_wire_translated(host, header, packet, now, out)
         reason = validate.wire_ipv4(self.plan, header, packet, group)
         if reason is not None:

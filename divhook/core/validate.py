@@ -20,6 +20,7 @@ from enum import Enum, auto
 from divhook.core.addressing import GROUP_PREFIX, LIMITED_BROADCAST, ZERO_ADDRESS, Address, AddressPlan, Mac
 from divhook.core.endpoint import Endpoint, PortState
 from divhook.core.external import ExternalMap
+from divhook.core.nat import Nat, Share
 from divhook.core.reasons import DropReason
 from divhook.core.wire.arp import ARP_LENGTH, ARP_REQUEST, parse_arp_untrusted, parse_rarp_untrusted
 from divhook.core.wire.discovery import MAGIC, MAX_PAYLOAD, TRAILER_LENGTH, TRAILER_OFFSET
@@ -80,13 +81,13 @@ class Addressed(Enum):
 
 @dataclass(frozen=True, slots=True)
 class WireFacts:
-    """What from_wire knows of its host. groups: group MACs that are joined. translated: addresses of source NAT."""
+    """What from_wire knows of its host. groups: group MACs that are joined."""
 
     plan: AddressPlan
     pmac: Mac
     groups: frozenset[Mac]
     externals: ExternalMap = NOTHING_OUTSIDE
-    translated: frozenset[Address] = frozenset()
+    nat: Nat | None = None
 
     def addressed(self, destination: Mac) -> Addressed:
         """Whom a destination MAC means."""
@@ -226,13 +227,23 @@ def _wire_ipv4(facts: WireFacts, to: Addressed, source: Mac, tagged: bool, packe
 def _wire_translated(
     facts: WireFacts, to: Addressed, source: Mac, tagged: bool, packet: bytes
 ) -> Divert | DropReason | None:
-    if to is not Addressed.HOST or packet[16:20] not in facts.translated:
+    nat, destination = facts.nat, packet[16:20]
+    if nat is None or to is not Addressed.HOST or not nat.owns(destination):
         return None
     try:
-        header_untrusted(packet)
+        header = header_untrusted(packet)
+        bad = _bad_link(source, tagged)
     except WireError as error:
-        return _bad_link(source, tagged) or error.reason
-    return _bad_link(source, tagged) or Divert(Lane.IPV4, False)
+        header, bad = None, _bad_link(source, tagged) or error.reason
+    if header is None or bad is not None:
+        return bad if destination in nat.pool else None
+    share = nat.share(header, packet)
+    if share is Share.NONE:
+        return None
+    declared = facts.externals.get(header.source) is not None
+    if not declared:
+        return DropReason.EXTERNAL_UNSUPPORTED if destination in nat.pool else None
+    return Divert(Lane.IPV4, False, copied=share is Share.COPY)
 
 
 def wire_ipv4(plan: AddressPlan, header: Header, packet: bytes, group: bool) -> DropReason | None:
@@ -269,7 +280,7 @@ def _wire_plain_arp(facts: WireFacts, to: Addressed, tagged: bool, payload: byte
     if about_guests and (tagged or facts.plan.contains(spa)):
         return DropReason.VLAN_TAGGED if tagged else DropReason.UNKNOWN_HOST
     asks = payload[6:8] == ARP_REQUEST.to_bytes(2, "big")
-    if not about_guests and not tagged and asks and payload[24:28] in facts.translated:
+    if not about_guests and not tagged and asks and facts.nat is not None and payload[24:28] in facts.nat.pool:
         return Divert(Lane.DISCOVERY, to is not Addressed.HOST)
     if tagged or not facts.externals.is_on_link(spa):
         return DropReason.UNKNOWN_HOST if about_guests else None

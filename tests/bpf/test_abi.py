@@ -47,6 +47,7 @@ STRUCTS = {
     "prefix": layout.Prefix,
     "next_hops": layout.NextHops,
     "flow_event": layout.FlowEvent,
+    "nat_config": layout.NatConfig,
 }
 
 

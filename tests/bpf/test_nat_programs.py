@@ -1,21 +1,23 @@
 """Source NAT: what core's border hands to the namespace and takes from it, the programs do alike, to the byte."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 import bpf_frames as f
 import pytest
 from bpf_bench import PORT_ID, Bench, host_entry, port_entry
-from test_external_fastpath import FAR, GUEST, GUEST_MTU, MACS, ONE, OWN, SERVER, Both, inward, outward
+from test_external_fastpath import FAR, GUEST, GUEST_MTU, MACS, ONE, OUTSIDE, OWN, SERVER, Both, inward, outward
 
 from divhook.abi.entries import LocalEndpoint
 from divhook.adapters.bpf import DROP, FROM_GUEST, FROM_WIRE, PASS, REDIRECT
 from divhook.adapters.bpf.programs import FROM_NAT
-from divhook.core.addressing import Address, Mac
-from divhook.core.nat import Nat
+from divhook.core.addressing import Address, AddressPlan, Mac
+from divhook.core.nat import FIRST_PORT, Nat, Share
 from divhook.core.outputs import Drop, Output, ToGuest, ToNat, ToWire
 from divhook.core.reasons import DropReason
+from divhook.core.validate import Divert, WireFacts, from_wire
 from divhook.core.wire.arp import request_frame
 from divhook.core.wire.ipv4 import Ipv4, header_untrusted
 
@@ -174,3 +176,74 @@ def test_a_frame_with_a_tag_or_an_invalid_header_does_not_reach_nat(both: BothNa
     both.bench.wire_dropped(bytes(broken), DropReason.IPV4_CHECKSUM)
     both.bench.wire_dropped(frame[:6] + b"\x01" + frame[7:], DropReason.SOURCE_MAC_GROUP)
     both.bench.assert_untouched(b"\xff" * 6 + frame[6:])
+
+
+@pytest.fixture
+def shared(both: BothNat) -> BothNat:
+    """The guest's cell goes out with the host's own address."""
+    both.border.nat = Nat(NAT_MAC, frozenset({MINE}), OWN)
+    assert both.bench.programs.nat.set_addresses({MINE}, OWN) == set()
+    return both
+
+
+def hosts_packet(rng: random.Random, source: Address) -> bytes:
+    """To the host's own address: of any protocol, whole or a fragment, ports around NAT's first."""
+    protocol = rng.choice((f.TCP, f.UDP, f.ICMP, 47))
+    port = rng.choice((22, FIRST_PORT - 1, FIRST_PORT, 65535))
+    payload = {
+        f.TCP: b"\x01\xbb" + port.to_bytes(2, "big") + bytes(8) + b"\x50\x10" + bytes(6),
+        f.UDP: f.udp(53, port, bytes(32)),
+        f.ICMP: bytes((rng.choice((0, 3, 4, 5, 8, 11, 12)), 0)) + bytes(30),
+        47: bytes(40),
+    }[protocol]
+    offset, more = rng.choice(((0, False), (0, False), (0, True), (64, False)))
+    if offset or more:
+        payload += bytes(-len(payload) % 8)
+    return Ipv4(
+        source=source, destination=OWN, protocol=protocol, payload=payload, fragment_offset=offset, more_fragments=more
+    ).emit()
+
+
+def test_the_hosts_own_address_is_shared_alike(shared: BothNat) -> None:
+    rng = random.Random("shared")
+    nat = shared.border.nat
+    assert nat is not None
+    facts = WireFacts(AddressPlan(), f.PMAC, frozenset(), OUTSIDE, nat)
+    programs, seen = shared.bench.programs, Counter[str]()
+    for _ in range(1500):
+        source, mac = rng.choice(((FAR, MACS[ONE]), (SERVER, MACS[SERVER]), (SERVER, f.PEER), (STRANGER, MACS[ONE])))
+        packet = hosts_packet(rng, source)
+        frame = f.ethernet(packet, source=mac, destination=f.PMAC)
+        verdict = from_wire(facts, frame)
+        share = nat.share(header_untrusted(packet), packet)
+        before = shared.bench.counters()
+        ran = programs.test_run(FROM_WIRE, frame, shared.bench.uplink, mark=0x5AFE)
+        known = mac == (MACS[ONE] if source == FAR else MACS[SERVER])
+        what = f"{verdict} {share} {frame.hex()}"
+        if verdict is None:
+            assert (ran.verdict, ran.frame, ran.mark) == (PASS, frame, 0x5AFE), what
+            assert shared.bench.counters() == before, what
+        elif share is Share.ALL and known:
+            assert (ran.verdict, ran.frame) == (REDIRECT, NAT_MAC + f.PMAC + frame[12:]), what
+        elif share is Share.ALL:
+            assert (ran.verdict, ran.frame, ran.mark) == (PASS, frame, 0xD1), what
+        else:
+            assert isinstance(verdict, Divert), what
+            assert verdict.copied, what
+            assert (ran.verdict, ran.frame, ran.mark) == (PASS, frame, 0x5AFE), what
+            assert ran.target == (NAT_IFINDEX if known else host_entry().divbr_ifindex), what
+        seen[f"{share.name} {known} {verdict is None}"] += 1
+    print(seen)
+    assert len(seen) == 8
+    assert min(seen.values()) > 20
+
+
+def test_arp_for_the_hosts_own_address_is_the_hosts(shared: BothNat) -> None:
+    shared.bench.assert_untouched(request_frame(MACS[SERVER], STRANGER, OWN))
+
+
+def test_what_comes_out_with_the_hosts_own_address_goes_on(shared: BothNat) -> None:
+    rng = random.Random("mine")
+    for _ in range(50):
+        shared.check(FROM_NAT, out_of_nat(rng, OWN, FAR))
+    assert shared.seen["ToWire"] > 10

@@ -1,6 +1,6 @@
-"""A lab whose cell shop has source NAT: a plain server on the switch, and a router whose network has no way back.
+"""A lab whose cells have source NAT: a plain server on the switch, and a router whose network has no way back.
 
-guests   near .67, mid .72 (shop/web), db .69 (shop/db, host B); alien (cell lab), whose cell has no NAT
+guests   near .67, mid .72 (shop/web), db .69 (shop/db, host B), from a pool; alien (cell lab), with host A's address
 wire     SRV     R1 ── 198.51.100.0/24 ── BEHIND .10: neither SRV, R1 nor BEHIND knows a route to 10.0.0.0/8
 pool     172.30.0.210 to .213 on host A, .220 to .223 on host B
 """
@@ -16,7 +16,6 @@ from external_bench import mac_of
 
 from divhook.core.addressing import Mac
 from divhook.lab.bare import BareSpec
-from divhook.lab.host import LabHost
 from divhook.lab.lab import FIRST_STATION, NETWORK, SYSCTL_NO_IPV6
 from divhook.lab.namespaces import Namespaces
 
@@ -36,19 +35,12 @@ external:
   pools:
     public: {NETWORK}.2${{number}}0-{NETWORK}.2${{number}}3
 """
-SHOP = """\
-cell: shop
-number: 1
-snat: {snat}
-subnets:
-  web: {{number: 1}}
-  db: {{number: 2}}
-"""
-LAB = "cell: lab\nnumber: 2\nsubnets:\n  web: {number: 1}\n  install: {number: 2}\n"
+SHOP = "cell: shop\nnumber: 1\nsnat: {pool: public}\nsubnets:\n  web: {number: 1}\n  db: {number: 2}\n"
+LAB = "cell: lab\nnumber: 2\nsnat: host\nsubnets:\n  web: {number: 1}\n  install: {number: 2}\n"
 POLICY = """\
 cell: {cell}
 egress:
-  - {{to: {{cidr: {network}.0/24}}, allow: any}}
+  - {{from: {{subnet: web}}, to: {{cidr: {network}.0/24}}, allow: any}}
   - {{to: {{cidr: 198.51.100.0/24}}, allow: any}}
 ingress:
   - {{from: {{cidr: 0.0.0.0/0}}, allow: any}}
@@ -89,13 +81,6 @@ class NatBench(BareBench):
         words = ("nsenter", f"--net={NAT}", "conntrack", "-L")
         return self.lab.host(host).namespaces.run(*words, check=False).stdout
 
-    def set_snat(self, snat: str) -> None:
-        """Of cell shop, on every host: its value in the cell's file."""
-        for host in self.lab.hosts.values():
-            write_cell(host, snat)
-            answer = host.ask_agent({"op": "reload"})
-            assert not answer.get("error"), answer
-
     @contextmanager
     def serving(self, place: Namespaces, *command: str) -> Iterator[None]:
         """A server program while the body runs."""
@@ -106,16 +91,12 @@ class NatBench(BareBench):
                 process.kill()
 
 
-def write_cell(host: LabHost, snat: str) -> None:
-    (host.root / "etc-divhook" / "cells" / "shop.yaml").write_text(SHOP.format(snat=snat))
-
-
 @contextmanager
-def nat_bench(snat: str = "{pool: public}") -> Iterator[NatBench]:
+def nat_bench() -> Iterator[NatBench]:
     with tempfile.TemporaryDirectory(prefix="divhook-nat-") as directory:
         cells = Path(directory) / "cells"
         cells.mkdir()
-        (cells / "shop.yaml").write_text(SHOP.format(snat=snat))
+        (cells / "shop.yaml").write_text(SHOP)
         (cells / "lab.yaml").write_text(LAB)
         with bare_bench(CAST, hosts=2, settings=SETTINGS, bench_class=NatBench, quiet=(), cells=cells) as bench:
             assert isinstance(bench, NatBench)

@@ -242,8 +242,9 @@ class FakeNatMaps:
     def close(self) -> None:
         self.way = None
 
-    def set_addresses(self, pool: Collection[Address]) -> set[Address]:
-        gone, self.pool = self.pool - set(pool), set(pool)
+    def set_addresses(self, pool: Collection[Address], host: Address | None = None) -> set[Address]:
+        wanted = {*pool, *([host] if host is not None else [])}
+        gone, self.pool = self.pool - wanted, wanted
         return gone
 
 

@@ -146,7 +146,8 @@ def test_a_cell_has_source_nat_from_a_pool_of_its_host(tmp_path: Path) -> None:
         ),
         (
             "on",
-            "3:7: snat can't be 'on' (write `snat: {pool: NAME}`, with a pool of `external` in divhook.yaml)",
+            "3:7: snat can't be 'on' (write `snat: host`, or `snat: {pool: NAME}` with a pool of `external` in "
+            "divhook.yaml)",
         ),
     ],
 )

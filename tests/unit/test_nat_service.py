@@ -17,7 +17,7 @@ from divhook.adapters.links.nat import NAT_MAC, NatFigures, Translation, rules
 from divhook.agent.nat import NatService, plan_of
 from divhook.config.configuration import Configuration
 from divhook.config.load import load
-from divhook.core.addressing import parse_address
+from divhook.core.addressing import Address, parse_address
 from divhook.core.nat import Nat
 
 IFINDEX = 9
@@ -34,6 +34,7 @@ class FakeNamespace:
         self.done: list[object] = []
         self.fail = ""
         self.there = True
+        self.ports = (32768, 60999, "")
 
     def ensure(self, mtu: int) -> int:
         if self.fail:
@@ -50,6 +51,9 @@ class FakeNamespace:
     def forget(self) -> None:
         self.done.append("forget")
 
+    def host_ports(self) -> tuple[int, int, str]:
+        return self.ports
+
     def intact(self) -> bool:
         return self.there
 
@@ -60,7 +64,7 @@ class FakeNamespace:
 
 
 class Made:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *own: Address) -> None:
         self.directory = directory
         self.programs = FakePrograms()
         self.namespace = FakeNamespace()
@@ -69,7 +73,7 @@ class Made:
         self.plane = plane
         programs: Any = self.programs
         namespace: Any = self.namespace
-        self.service = NatService(programs, plane, 1500, namespace)
+        self.service = NatService(programs, plane, 1500, own, namespace)
 
     def files(self, *cells: str, host: str = POOLS) -> Configuration:
         write(self.directory, host)
@@ -161,3 +165,45 @@ def test_status_has_the_figures(made: Made) -> None:
     status = asyncio.run(made.service.status())
     assert (status["cells"], status["addresses"], status["connections"], status["limit"]) == (2, 5, 3, 100)
     assert status["state"] == "ok"
+
+
+HOSTED = "cell: b\nnumber: 3\nsnat: host\nsubnets: {x: {number: 1}}\n"
+MINE = parse_address("192.0.2.11")
+
+
+def test_a_cell_goes_out_with_the_hosts_own_address_and_ports_of_nats(tmp_path: Path) -> None:
+    made = Made(tmp_path, MINE, parse_address("192.0.2.12"))
+    made.apply(ONE, HOSTED)
+    plan = plan_of(made.files(ONE, HOSTED), [MINE])
+    assert plan.translations[1] == Translation(
+        (IPv4Network("10.3.0.0/16"),), IPv4Address("192.0.2.11"), IPv4Address("192.0.2.11"), 61000
+    )
+    text = rules(plan.translations)
+    assert "ip saddr { 10.3.0.0/16 } meta l4proto { tcp, udp } snat to 192.0.2.11:61000-65535" in text
+    assert "ip saddr { 10.3.0.0/16 } ip protocol icmp snat to 192.0.2.11\n" in text
+    assert made.border.nat == Nat(NAT_MAC, POOL, MINE)
+    assert made.programs.nat.pool == POOL | {MINE}
+
+
+@pytest.mark.parametrize(
+    ("ports", "warned"), [((32768, 60999, ""), False), ((1024, 65535, ""), True), ((1024, 65535, "61000-65535"), False)]
+)
+def test_ports_that_the_host_takes_itself_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ports: tuple[int, int, str], warned: bool
+) -> None:
+    made = Made(tmp_path, MINE)
+    made.namespace.ports = ports
+    made.apply(NONE, HOSTED)
+    assert ("ip_local_reserved_ports=61000-65535" in caplog.text) is warned
+
+
+def test_what_the_files_ask_for_and_the_host_has_not_is_told(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.apply(ONE, HOSTED)
+    status = asyncio.run(made.service.status())
+    assert status["state"] == "cell b has `snat: host`, but the uplink has no IPv4 address"
+    assert made.border.nat == Nat(NAT_MAC, POOL)
+    [mine] = [address for address in POOL if address[3] == 9]
+    plan = plan_of(made.files(ONE), [mine])
+    assert plan.problem == "192.0.2.9 is this host's own address, and in a pool"
+    assert mine not in plan.pool

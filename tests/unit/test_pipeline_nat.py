@@ -24,15 +24,16 @@ from test_pipeline_external import (
 from test_pipeline_external import net as _outside
 from toy_policies import ToyPolicies
 
+from divhook.core import validate
 from divhook.core.addressing import Address, parse_address, parse_mac
 from divhook.core.endpoint import PORT_WIRE
-from divhook.core.nat import Nat
+from divhook.core.nat import Nat, Share
 from divhook.core.outputs import Drop, Output, ToGuest, ToNat, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.wire import icmp
 from divhook.core.wire.arp import ARP_REQUEST, reply_frame, request_frame
 from divhook.core.wire.icmp import IcmpEcho
-from divhook.core.wire.ipv4 import Ipv4, Protocol
+from divhook.core.wire.ipv4 import Ipv4, Protocol, header_untrusted
 
 outside = _outside
 MINE, NOT_MINE = parse_address("192.0.2.160"), parse_address("192.0.2.161")
@@ -219,3 +220,52 @@ def test_the_policy_decides_of_the_guests_own_address(net: Net) -> None:
     policies.police(DB, PING)
     net.a.pipeline.policies = policies
     assert drops(guest_sends(net, GUEST, echo(WEB_ADDRESS, FAR))) == [(WEB.port, DropReason.POLICY_DENIED)]
+
+
+HOSTS = parse_address("192.0.2.10")
+
+
+def to_host(protocol: int, payload: bytes, offset: int = 0) -> bytes:
+    return Ipv4(source=FAR, destination=HOSTS, protocol=protocol, payload=payload, fragment_offset=offset).emit()
+
+
+@pytest.mark.parametrize(
+    ("packet", "share"),
+    [
+        (to_host(Protocol.TCP, b"\x01\xbb" + (61000).to_bytes(2, "big") + bytes(16)), Share.ALL),
+        (to_host(Protocol.UDP, b"\x00\x35" + (65535).to_bytes(2, "big") + b"\x00\x08" + bytes(2)), Share.ALL),
+        (to_host(Protocol.UDP, b"\x00\x35" + (60999).to_bytes(2, "big") + b"\x00\x08" + bytes(2)), Share.NONE),
+        (to_host(Protocol.ICMP, bytes(8)), Share.COPY),
+        (to_host(Protocol.ICMP, b"\x03\x04" + bytes(6)), Share.COPY),
+        (to_host(Protocol.ICMP, b"\x08\x00" + bytes(6)), Share.NONE),
+        (to_host(Protocol.UDP, bytes(8), offset=64), Share.COPY),
+        (to_host(47, bytes(8), offset=64), Share.NONE),
+    ],
+)
+def test_the_hosts_own_address_is_shared_by_ports(net: Net, packet: bytes, share: Share) -> None:
+    met(net, HOP, GATE)
+    net.a.pipeline.border.nat = nat = Nat(NAT_MAC, frozenset(), HOSTS)
+    assert nat.share(header_untrusted(packet), packet) is share
+    verdict = validate.from_wire(net.a.pipeline._wire_facts(), ipv4(HOST_A, GATE, packet))
+    if share is Share.NONE:
+        assert verdict is None
+        assert drops(wire_sends(net, GATE, packet)) == [(PORT_WIRE, DropReason.SPOOF_SOURCE)]  # never comes so far
+        return
+    assert isinstance(verdict, validate.Divert)
+    assert verdict.copied is (share is Share.COPY)
+    assert wire_sends(net, GATE, packet) == [ToNat(ipv4(NAT_MAC, HOST_A, packet))]
+
+
+def test_what_is_wrong_with_a_frame_to_the_hosts_own_address_is_the_hosts_to_see(net: Net) -> None:
+    net.a.pipeline.border.nat = Nat(NAT_MAC, frozenset({MINE}), HOSTS)
+    facts = net.a.pipeline._wire_facts()
+    good = to_host(Protocol.TCP, b"\x01\xbb" + (61000).to_bytes(2, "big") + bytes(16))
+    broken = good[:10] + b"\0\0" + good[12:]
+    assert validate.from_wire(facts, ipv4(HOST_A, GATE, broken)) is None
+    assert validate.from_wire(facts, ipv4(HOST_A, b"\x01" + GATE[1:], good)) is None
+    to_pool = echo(FAR, MINE)
+    broken = to_pool[:10] + b"\0\0" + to_pool[12:]
+    assert validate.from_wire(facts, ipv4(HOST_A, GATE, broken)) is DropReason.IPV4_CHECKSUM
+    stranger = echo(parse_address("203.0.113.7"), MINE)
+    assert validate.from_wire(facts, ipv4(HOST_A, GATE, stranger)) is DropReason.EXTERNAL_UNSUPPORTED
+    assert validate.from_wire(facts, ipv4(HOST_A, GATE, echo(FAR, NOT_MINE))) is None

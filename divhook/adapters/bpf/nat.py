@@ -31,15 +31,21 @@ class NatMaps:
         """Whether there is a way."""
         return bool(layout.NatConfig.from_buffer_copy(self._nat.get(_ONLY) or bytes(12)).ifindex)
 
-    def set_addresses(self, pool: Collection[Address]) -> set[Address]:
-        """Exactly these are NAT's own; returns those that were, and are no more. Raises BpfError where full."""
-        gone = set(self._addresses.all_keys()) - set(pool)
+    def set_addresses(self, pool: Collection[Address], host: Address | None = None) -> set[Address]:
+        """Exactly these are NAT's, those of the pool alone; returns those that were, and are no more.
+
+        host: the host's own, shared with it. Raises BpfError where full.
+        """
+        wanted = dict.fromkeys(pool, layout.NAT_POOL)
+        if host is not None:
+            wanted[host] = layout.NAT_HOST
+        gone = set(self._addresses.all_keys()) - wanted.keys()
         for address in gone:
             self._addresses.delete(address)
-        for address in pool:
-            self._addresses.put(address, _U32.pack(layout.NAT_POOL))
+        for address, kind in wanted.items():
+            self._addresses.put(address, _U32.pack(kind))
         return gone
 
     def addresses(self) -> set[Address]:
-        """Those that are NAT's own now."""
+        """Those that are NAT's now."""
         return set(self._addresses.all_keys())

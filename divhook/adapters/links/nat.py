@@ -64,11 +64,25 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """What the guests of these prefixes (cells) send gets a source address of this range."""
+    """What the guests of these prefixes (cells) send gets a source address of this range.
+
+    first_port: above 0, TCP and UDP get ports from there to 65535, and nothing but them and ICMP is translated.
+    """
 
     prefixes: tuple[IPv4Network, ...]
     first: IPv4Address
     last: IPv4Address
+    first_port: int = 0
+
+    def rules(self) -> list[str]:
+        """In nft's language."""
+        guests = f"ip saddr {{ {', '.join(map(str, self.prefixes))} }}"
+        if not self.first_port:
+            return [f"{guests} snat to {self.first}-{self.last} persistent"]
+        return [
+            f"{guests} meta l4proto {{ tcp, udp }} snat to {self.first}:{self.first_port}-65535",
+            f"{guests} ip protocol icmp snat to {self.first}",
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +101,7 @@ class NatFigures:
 
 def rules(translations: Sequence[Translation]) -> str:
     """The namespace's whole ruleset, as one transaction."""
-    source = "\n".join(
-        f"    ip saddr {{ {', '.join(map(str, each.prefixes))} }} snat to {each.first}-{each.last} persistent"
-        for each in translations
-    )
+    source = "\n".join(f"    {rule}" for each in translations for rule in each.rules())
     return f"""
 table ip divhook
 delete table ip divhook
@@ -188,6 +199,11 @@ class NatNamespace:
             return "postrouting" in str(self._inside(lambda: _run("nft", "list", "table", "ip", "divhook")))
         except LinkError:
             return False
+
+    def host_ports(self) -> tuple[int, int, str]:
+        """First and last port that the host takes for its own connections, and which of them it does not."""
+        first, last = (read_sysctl("ipv4/ip_local_port_range") or "32768 60999").split()
+        return int(first), int(last), read_sysctl("ipv4/ip_local_reserved_ports") or ""
 
     def figures(self) -> NatFigures:
         """What it does. Raises LinkError."""

@@ -46,7 +46,7 @@ static __noinline int wire_plain_arp(struct __sk_buff *skb, const struct host_co
 	about_guests = is_virtual(host, arp.spa_be) || is_virtual(host, arp.tpa_be);
 	if (about_guests && (frame->tagged || is_virtual(host, arp.spa_be)))
 		return drop(skb, 0, frame->tagged ? VLAN_TAGGED : UNKNOWN_HOST);
-	if (!about_guests && !frame->tagged && arp.op_be == bpf_htons(ARP_REQUEST) && is_nat_address(arp.tpa_be))
+	if (!about_guests && !frame->tagged && arp.op_be == bpf_htons(ARP_REQUEST) && nat_address(arp.tpa_be) == NAT_POOL)
 		return nat_arp(skb, host, frame, &arp, mark);
 	if (frame->tagged || !is_on_link(arp.spa_be))
 		return about_guests ? drop(skb, 0, UNKNOWN_HOST) : PASS;
@@ -115,7 +115,7 @@ static __always_inline int forward_to_external(struct __sk_buff *skb, const stru
 	if (!(port->flags & PORT_POLICED) || is_martian(packet->destination_be))
 		return NOT_KNOWN; /* only a policy lets anything out */
 	prefix = prefix_of(packet->destination_be);
-	if (!prefix || prefix->kind == PREFIX_HOST || is_nat_address(packet->destination_be))
+	if (!prefix || prefix->kind == PREFIX_HOST || nat_address(packet->destination_be))
 		return NOT_KNOWN;
 	if (port->flags & PORT_TRANSLATED) {
 		way = nat_here();

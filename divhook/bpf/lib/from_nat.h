@@ -8,6 +8,52 @@
 #include "external.h"
 #include "nat.h"
 
+enum nat_share {
+	NAT_NONE, /* the host's own */
+	NAT_ALL,
+	NAT_COPY, /* nobody can tell: the one whose it is not drops it in silence */
+};
+
+/* Whose a packet to an address of NAT is: divhook/core/nat.py, share. */
+static __always_inline enum nat_share nat_share(struct __sk_buff *skb, const struct packet *packet)
+{
+	__be16 fragment_be, port_be;
+	__u8 type;
+
+	if (nat_address(packet->destination_be) == NAT_POOL)
+		return NAT_ALL;
+	if (packet->protocol != PROTOCOL_TCP && packet->protocol != PROTOCOL_UDP && packet->protocol != PROTOCOL_ICMP)
+		return NAT_NONE;
+	if (bpf_skb_load_bytes(skb, ETH_LEN + __builtin_offsetof(struct ipv4, fragment_be), &fragment_be,
+			       sizeof(fragment_be)))
+		return NAT_NONE;
+	if (fragment_be & bpf_htons(IPV4_OFFSET_MASK))
+		return NAT_COPY;
+	if (packet->protocol == PROTOCOL_ICMP) {
+		if (bpf_skb_load_bytes(skb, ETH_LEN + packet->header_length, &type, sizeof(type)))
+			return NAT_NONE;
+		return type == ICMP_ECHO_REPLY || type == ICMP_UNREACHABLE || type == ICMP_TIME_EXCEEDED ||
+				       type == ICMP_PARAMETER ?
+			       NAT_COPY :
+			       NAT_NONE;
+	}
+	if (packet->total_length < packet->header_length + 4 ||
+	    bpf_skb_load_bytes(skb, ETH_LEN + packet->header_length + 2, &port_be, sizeof(port_be)))
+		return NAT_NONE;
+	return bpf_ntohs(port_be) >= NAT_FIRST_PORT ? NAT_ALL : NAT_NONE;
+}
+
+/* A copy of a packet of the host's own, in a frame for `mac`; the frame goes on as it was. */
+static __always_inline void nat_copy(struct __sk_buff *skb, const struct host_config *host, const struct mac *mac,
+				     __u32 ifindex, __u64 flags)
+{
+	skb->cb[0] = ifindex; /* for test-runs */
+	if (bpf_skb_store_bytes(skb, 0, mac, sizeof(*mac), 0))
+		return;
+	bpf_clone_redirect(skb, ifindex, flags);
+	bpf_skb_store_bytes(skb, 0, &host->pmac, sizeof(host->pmac), 0);
+}
+
 /* Not inlined: a frame of its own. A valid packet to the host's pmac from `source`, to an address of NAT, from one that
  * is not virtual. */
 static __noinline int wire_to_nat(struct __sk_buff *skb, const struct host_config *host, const struct packet *packet,
@@ -15,15 +61,25 @@ static __noinline int wire_to_nat(struct __sk_buff *skb, const struct host_confi
 {
 	const struct prefix *prefix = prefix_of(packet->source_be);
 	const struct nat_config *way = nat_here();
+	enum nat_share share;
+	__u32 before = skb->mark;
 
 	if (!way)
 		return PASS;
+	share = nat_share(skb, packet);
+	if (share == NAT_NONE)
+		return PASS;
 	if (!prefix || prefix->kind == PREFIX_HOST)
-		return drop(skb, 0, EXTERNAL_UNSUPPORTED);
+		return nat_address(packet->destination_be) == NAT_HOST ? PASS : drop(skb, 0, EXTERNAL_UNSUPPORTED);
 	if (host->flags & HOST_FASTPATH) {
 		struct endpoint *sender = speaker_of(prefix, packet->source_be, source);
 		struct headers *start;
 
+		if (sender && share == NAT_COPY) {
+			endpoint_heard(sender);
+			nat_copy(skb, host, &way->mac, way->ifindex, 0);
+			return PASS;
+		}
 		if (sender && trim(skb, packet)) {
 			start = FRAME_START(skb, struct headers);
 			if (start) {
@@ -33,9 +89,13 @@ static __noinline int wire_to_nat(struct __sk_buff *skb, const struct host_confi
 		}
 	}
 	if (!conforms(skb, 0, BUCKET_STRANGER_IPV4, &host->wire_rates[BUCKET_STRANGER_IPV4]))
-		return drop(skb, 0, DIVERT_RATE_LIMITED);
+		return share == NAT_COPY ? PASS : drop(skb, 0, DIVERT_RATE_LIMITED);
 	skb->mark = mark;
 	count_diverted(skb, 0);
+	if (share == NAT_COPY) {
+		nat_copy(skb, host, &host->divbr_mac, host->divbr_ifindex, BPF_F_INGRESS);
+		skb->mark = before;
+	}
 	return PASS;
 }
 

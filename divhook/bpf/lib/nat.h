@@ -23,10 +23,12 @@ static __always_inline const struct nat_config *nat_here(void)
 	return way && way->ifindex ? way : 0;
 }
 
-/* Whether guests' packets are translated to this address here. */
-static __always_inline bool is_nat_address(__be32 address_be)
+/* Whether guests' packets are translated to this address here: NAT_…, or 0. */
+static __always_inline __u32 nat_address(__be32 address_be)
 {
-	return nat_here() && bpf_map_lookup_elem(&nat_addresses, &address_be);
+	const __u32 *kind = nat_here() ? bpf_map_lookup_elem(&nat_addresses, &address_be) : 0;
+
+	return kind ? *kind : 0;
 }
 
 static __always_inline int into_nat(struct __sk_buff *skb, const struct host_config *host, const struct nat_config *way,
