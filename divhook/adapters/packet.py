@@ -13,7 +13,7 @@ from divhook.core.addressing import Mac
 _SOL_PACKET = 263
 _PACKET_ADD_MEMBERSHIP, _PACKET_DROP_MEMBERSHIP, _PACKET_MR_MULTICAST = 1, 2, 0
 _PACKET_STATISTICS, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 6, 15, 23
-_ETH_P_ALL = 0x0003
+_ETH_P_IP, _ETH_P_ALL = 0x0800, 0x0003
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE, _SO_ATTACH_FILTER, _SO_MARK, _SO_RCVMARK = 33, 32, 26, 36, 75
 
 SEND_BUFFER = 4 << 20
@@ -174,6 +174,43 @@ class DivertSocket:
         self._received += packets - drops
         self._lost += drops
         return DivertCounts(self._received, self._lost, self._gso)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class HostSocket:
+    """What the host's own stack sends to guests, and the program at dvhost's peer lets pass: IPv4 packets.
+
+    Whole and with checksums: dvhost has its offloads off while frames are the agent's.
+    """
+
+    def __init__(self, peer_ifindex: int) -> None:
+        self._socket = socket.socket(
+            socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+        self._socket.bind((socket.if_indextoname(peer_ifindex), _ETH_P_IP))
+
+    def fileno(self) -> int:
+        """For the event loop: readable when a packet waits."""
+        return self._socket.fileno()
+
+    def read(self) -> list[bytes]:
+        """At most BATCH packets that wait; empty when none does, or while the link is down."""
+        packets: list[bytes] = []
+        for _ in range(BATCH):
+            try:
+                packets.append(self._socket.recv(_FRAME_MAX))
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:
+                    raise
+                break
+        return packets
 
     def close(self) -> None:
         """Close the socket."""

@@ -20,10 +20,10 @@ from typing import Any
 from divhook.abi.entries import HostEntry
 from divhook.adapters.bpf import bpffs
 from divhook.adapters.bpf.errors import BpfError
-from divhook.adapters.bpf.programs import FROM_WIRE, Programs
+from divhook.adapters.bpf.programs import FROM_HOST, FROM_WIRE, Programs
 from divhook.adapters.handover import Pinned
 from divhook.adapters.libvirt import EventKind, GuestEvent, LibvirtError, LibvirtWatch
-from divhook.adapters.links import BridgeInfo, LinkError, LinkEvent, Links, UplinkInfo
+from divhook.adapters.links import BridgeInfo, HostLink, LinkError, LinkEvent, Links, UplinkInfo
 from divhook.adapters.resolver import Resolver
 from divhook.adapters.rules import Rules, RulesError, RulesWatcher
 from divhook.agent import systemd
@@ -114,6 +114,7 @@ class Agent:
         self.config_error = ""
         self.uplink: UplinkInfo
         self.bridge: BridgeInfo
+        self.host_link: HostLink
         self.dataplane: Dataplane
         self.guests: Guests
         self.enforcement: Enforcement
@@ -133,6 +134,7 @@ class Agent:
         self._reconcile_waits = False
         self._rules_lock = asyncio.Lock()
         self._policy_lock = asyncio.Lock()
+        self._host_routes_lock = asyncio.Lock()
         self.in_thread: Callable[..., Awaitable[Any]] = asyncio.to_thread
         self._control: ControlServer | None = None
         self._taps: set[int] = set()  # ports of the bridge that have been seen
@@ -159,6 +161,7 @@ class Agent:
         await self._links.disable_lro(self.uplink.name)
         self.bridge = await self._links.ensure_bridge(host.bridge, self.uplink.mtu)
         await self._links.ensure_blackhole(plan.supernet)
+        self.host_link = await self._links.ensure_host_link(host.fastpath)
         await self.rules.ensure()
         bpffs.ensure_bpffs(BPFFS)
         entry = HostEntry(
@@ -170,6 +173,7 @@ class Agent:
         self.dataplane.outside.start()
         await self.nat.apply(self.configuration)
         self.programs.attach_uplink(self.uplink.ifindex)
+        self.programs.attach_host(self.host_link.peer_ifindex)
         self._control = ControlServer(self.paths.socket, {"hook": self._hook, **handlers})
         await self._control.start()
         await self._listen()
@@ -234,6 +238,7 @@ class Agent:
                 host.queue,
                 self,
                 flow_log,
+                self.host_link,
             )
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EBUSY):
@@ -463,9 +468,30 @@ class Agent:
     async def _ensure_links(self) -> None:
         await self._links.ensure_bridge(self.configuration.host.bridge, self.uplink.mtu)
         await self._links.ensure_blackhole(self.configuration.plan.supernet)
-        if self.programs.attached().get(self.uplink.ifindex) != FROM_WIRE:
+        host_link = await self._links.ensure_host_link(self.configuration.host.fastpath)
+        if host_link != self.host_link:
+            self.fail("dvhost has been made anew by somebody: the agent must start afresh")
+            return
+        attached = self.programs.attached()
+        if attached.get(self.uplink.ifindex) != FROM_WIRE:
             log.warning("the program was missing on %s: attached again", self.uplink.name)
             self.programs.attach_uplink(self.uplink.ifindex)
+        if attached.get(host_link.peer_ifindex) != FROM_HOST:
+            log.warning("the program was missing at dvhost's peer: attached again")
+            self.programs.attach_host(host_link.peer_ifindex)
+        await self._sync_host_routes()
+
+    async def _sync_host_routes(self) -> None:
+        """The host's stack reaches exactly those guests of which a rule says so."""
+        async with self._host_routes_lock:
+            self.dataplane.host_routes_seen = self.dataplane.host_routes_wanted()
+            own = self.dataplane.pipeline.border.externals.own
+            if own:
+                await self._links.set_host_routes(self.dataplane.host_routes_seen, own[0].address)
+
+    def on_host_routes(self) -> None:
+        """A guest that may talk with the host has come, or gone, or has another address."""
+        self._spawn(self._sync_host_routes())
 
     async def _feed_watchdog(self) -> None:
         interval_s = systemd.watchdog_interval_s()
@@ -621,6 +647,7 @@ class Agent:
                 self.enforcement.refuse(error)
                 raise
             changed = self.enforcement.take(fresh)
+            await self._sync_host_routes()
             took_ms = round((self._loop.time() - begin_s) * 1e3, 3)
             if changed:
                 self._loop.call_soon(self._policies_changed)

@@ -140,8 +140,10 @@ def _verdict(agent: Agent, live: LiveFlow, table: Table | None) -> tuple[int, bo
     if table is None:
         return 0, True
     local, remote = live.at.nic.address, live.target[0] if live.outward else live.opener[0]
-    relation = relation_of(agent.configuration.plan, local or remote, remote)
-    other = remote if relation is Relation.EXTERNAL else live.flow.remote_identity
+    relation = relation_of(
+        agent.configuration.plan, local or remote, remote, agent.dataplane.pipeline.border.externals.is_own
+    )
+    other = remote if relation in (Relation.EXTERNAL, Relation.HOST) else live.flow.remote_identity
     try:
         found = table.decide(
             _direction(live), live.at.identity.number, relation, other, live.key.protocol, live.service

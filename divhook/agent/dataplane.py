@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from divhook.adapters.bpf.programs import Programs
+from divhook.adapters.links import HOST_LINK_MAC, HostLink
 from divhook.adapters.nfqueue import BATCH, DivertQueue
-from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership
+from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership, HostSocket
 from divhook.agent.fastpath import FastPath
 from divhook.agent.flow_log import FlowLog
 from divhook.agent.group_lists import GroupLists
 from divhook.agent.outside import Outside
 from divhook.agent.shared import SharedMaps
 from divhook.agent.traffic import Tally
-from divhook.core.addressing import ALL_HOSTS_GROUP, Mac, SubnetId
+from divhook.core.addressing import ALL_HOSTS_GROUP, Address, Mac, SubnetId
 from divhook.core.auth import MAX_PEERS, Authenticator, Opened, Refused
 from divhook.core.census import AddressCensus, CensusEvent
 from divhook.core.dhcp import LeaseEvent
@@ -29,7 +30,7 @@ from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState
 from divhook.core.identities import IdentityLearned
 from divhook.core.keys import KeyRing
 from divhook.core.moves.asking import MoveQuestions
-from divhook.core.outputs import Drop, Output, ToGuest, ToNat, ToNewHost, ToWire
+from divhook.core.outputs import Drop, Output, ToGuest, ToHost, ToNat, ToNewHost, ToWire
 from divhook.core.pipeline import Pipeline
 from divhook.core.reasons import DropReason
 from divhook.core.wire.discovery import Message, is_discovery
@@ -45,6 +46,8 @@ MAX_DRAINS = 8
 """Batches that are read from the queue before an endpoint is given to the kernel, so that frames keep their order."""
 MAX_RECENT_DROPS = 256
 """Dropped frames kept for `divhook drops --recent`."""
+
+_IPV4 = ETHERTYPE_IPV4.to_bytes(2, "big")
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +89,9 @@ class Listener(Protocol):
     def on_moves(self) -> None:
         """Of other hosts' questions for guests that move there, perhaps."""
 
+    def on_host_routes(self) -> None:
+        """Of guests that the host's stack is to reach, or not any more."""
+
     def on_late(self, late: ToNewHost) -> None:
         """Of a packet for an endpoint that has moved away."""
 
@@ -101,6 +107,8 @@ class Counters:
     discovery: int = 0
     to_guest: int = 0
     to_wire: int = 0
+    from_host: int = 0
+    to_host: int = 0
     send_failed: int = 0
 
 
@@ -119,6 +127,7 @@ class Dataplane:
         queue_number: int,
         listener: Listener,
         flow_log: FlowLog | None = None,
+        host_link: HostLink | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.authenticator = authenticator
@@ -133,7 +142,9 @@ class Dataplane:
         self._programs = programs
         self.fastpath = fastpath
         self.shared = SharedMaps(programs, fastpath, pipeline.ports)
-        self.outside = Outside(programs, pipeline.border.externals, fastpath.enabled)
+        self.outside = Outside(
+            programs, pipeline.border.externals, fastpath.enabled, host_link.ifindex if host_link is not None else 0
+        )
         fastpath.outside = self.outside
         self.group_lists = GroupLists(programs, pipeline, self.ifindex_of, fastpath.enabled)
         self._uplink = uplink_ifindex
@@ -141,7 +152,12 @@ class Dataplane:
         self._sender = FrameSender()
         self._diverted = DivertSocket(bridge_ifindex)
         self._queue = DivertQueue(queue_number, self._ipv4)
+        self._host_link = host_link
+        self._host = HostSocket(host_link.peer_ifindex) if host_link is not None else None
         self._groups = GroupMembership(uplink_ifindex)
+        self.host_routes_seen: dict[Address, int] = {}
+        """What the owner has last made routes of."""
+        self._ports_seen = -1
         self._joined: set[Mac] = set()
         self._known_peers: set[Mac] = set()
         self._loop = asyncio.get_running_loop()
@@ -150,6 +166,8 @@ class Dataplane:
         self._now = self._loop.time()
         self._loop.add_reader(self._diverted.fileno(), self._read_diverted)
         self._loop.add_reader(self._queue.fileno(), self._read_queue)
+        if self._host is not None:
+            self._loop.add_reader(self._host.fileno(), self._read_host)
         if programs.flow_log is not None:
             self._loop.add_reader(programs.flow_log.fd, self._read_flow_log)
         self.join_groups([])
@@ -166,6 +184,9 @@ class Dataplane:
             self._loop.remove_reader(self._programs.flow_log.fd)
         if self._timer is not None:
             self._timer.cancel()
+        if self._host is not None:
+            self._loop.remove_reader(self._host.fileno())
+            self._host.close()
         for thing in (self._diverted, self._queue, self._groups, self._sender):
             thing.close()
 
@@ -210,6 +231,17 @@ class Dataplane:
         for mark, frame in self._diverted.read():
             self._guarded(self._divert, mark, frame)
         self.pump()
+
+    def _read_host(self) -> None:
+        assert self._host is not None
+        self._now = self.now()
+        for packet in self._host.read():
+            self.counters.from_host += 1
+            self._guarded(self._from_host, packet)
+        self.pump()
+
+    def _from_host(self, packet: bytes) -> None:
+        self.execute(self.pipeline.from_host(packet, self._now))
 
     def _guarded(self, function: Callable[..., object], *arguments: object) -> None:
         """A frame or timer that trips over a bug of ours is counted and logged; the agent goes on."""
@@ -292,6 +324,11 @@ class Dataplane:
                     self.counters.send_failed += 1
                 else:
                     self.counters.delivered.setdefault(output.port, Tally()).add(1, len(output.frame))
+            elif isinstance(output, ToHost):
+                self.counters.to_host += 1
+                frame = HOST_LINK_MAC + HOST_LINK_MAC + _IPV4 + output.packet
+                if self._host_link is None or not self._sender.send(self._host_link.peer_ifindex, frame):
+                    self.counters.send_failed += 1
             elif isinstance(output, ToNewHost):
                 self._tell(self._listener.on_late, output)
             elif isinstance(output, Drop):
@@ -349,11 +386,30 @@ class Dataplane:
         self._guarded(self.outside.used, outside)
         return read > before
 
+    def host_routes_wanted(self) -> dict[Address, int]:
+        """Addresses of active guests here that a rule lets talk with the host, each with its MTU."""
+        pipeline = self.pipeline
+        return {
+            address: endpoint.mtu
+            for endpoint in pipeline.ports.all()
+            if endpoint.state is PortState.ACTIVE and pipeline.policies.reaches_host(endpoint)
+            for address in (endpoint.address, *endpoint.held)
+            if address is not None
+        }
+
+    def _watch_host_routes(self) -> None:
+        generation = self.pipeline.ports.generation
+        if generation != self._ports_seen:
+            self._ports_seen = generation
+            if self.host_routes_wanted() != self.host_routes_seen:
+                self._listener.on_host_routes()
+
     def _round(self) -> bool:
         """Whether there was anything."""
         self.execute(self.pipeline.collect(self._now))
         self._guarded(self.shared.sync)
         self._guarded(self.group_lists.sync)
+        self._guarded(self._watch_host_routes)
         events, self.pipeline.pending_events = self.pipeline.pending_events, []
         for event in events:
             if isinstance(event, UnknownHost):

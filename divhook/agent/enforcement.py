@@ -38,7 +38,7 @@ from divhook.policy.cell import BUILT_IN, CellPolicy, Rule
 from divhook.policy.compile import CellTable
 from divhook.policy.files import POLICIES_DIRECTORY, PolicyLoader, PolicySet
 from divhook.policy.identity import SUBNET_LABEL, Identity, IdentityError, Workload, decode_identity_untrusted, identify
-from divhook.policy.peers import Anyone, CellPeer, DnsName
+from divhook.policy.peers import Anyone, CellPeer, DnsName, OwnHost
 from divhook.policy.table import Delta, LocalScopes, Scope, UnknownIdentityError
 
 KEPT_FILES = "policies"
@@ -130,6 +130,7 @@ class Enforcement:
         self._names: dict[str, Mapping[DnsName, Collection[Address]]] = {}
         self._interim: dict[int, Identity] = {}  # by port, while the patterns of a cell change
         self._reach: dict[tuple[str, int, int, Address], bool] = {}
+        self._host_rules: dict[str, tuple[CellPolicy, list[Rule]]] = {}
         self._swept = False
         self._clock_s = 0.0
 
@@ -514,6 +515,18 @@ class Enforcement:
                 self._reach.clear()
             self._reach[key] = cell.table.table.may_reach(port.identity.number, external)
         return self._reach[key]
+
+    def reaches_host(self, endpoint: Endpoint) -> bool:
+        """Whether any rule lets anything pass between a guest and its host."""
+        port = self._ports.get(endpoint.port)
+        if port is None or port.flows is None:
+            return False
+        policy = self.policies.cell(port.cell)
+        found, rules = self._host_rules.get(port.cell, (None, []))
+        if found is not policy:
+            rules = [rule for rule in policy.rules if not rule.deny and OwnHost() in rule.peers]
+            self._host_rules[port.cell] = (policy, rules)
+        return any(policy.selects(rule.endpoints, port.identity) for rule in rules)
 
     def told(self, event: FlowEvent) -> None:
         """For the flow log."""

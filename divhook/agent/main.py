@@ -66,7 +66,7 @@ async def _serve(paths: Paths, configuration: Configuration) -> None:
 
 
 async def teardown(configuration: Configuration) -> None:
-    """Remove programs, maps, rules, route and bridge. Guests that run lose their network; libvirt is not touched."""
+    """Remove programs, maps, rules, routes, links. Guests that run lose their network; libvirt is not touched."""
     host, plan = configuration.host, configuration.plan
     bpf_teardown(bpffs.pin_dir_in(BPFFS))
     await Rules(host.queue, host.bridge).teardown()
@@ -74,8 +74,9 @@ async def teardown(configuration: Configuration) -> None:
     links = Links(host.bridge)
     await links.open()
     try:
+        await links.remove_host_link()
         await links.remove_blackhole(plan.supernet)
         await links.teardown(host.bridge)
     finally:
         await links.close()
-    print("divhook: removed programs, maps, rules, the blackhole route and the bridge")
+    print("divhook: removed programs, maps, rules, routes, dvhost and the bridge")

@@ -42,13 +42,17 @@ def external_map(config: ExternalConfig, uplink_mtu: int) -> ExternalMap:
 
 
 class Outside:
-    """Keeps the kernel's part. enabled: the fast path; without it every frame is the agent's."""
+    """Keeps the kernel's part. enabled: the fast path; without it every frame is the agent's.
 
-    def __init__(self, programs: Programs, externals: Externals, enabled: bool) -> None:
+    host_ifindex: of the link by which the host's stack has packets of guests.
+    """
+
+    def __init__(self, programs: Programs, externals: Externals, enabled: bool, host_ifindex: int = 0) -> None:
         self.conflicts = 0
         self._programs = programs
         self._externals = externals
         self._enabled = enabled
+        self._host_ifindex = host_ifindex
         self._published: set[Address] = set()
         self._full = False
         externals.used_elsewhere = self._took_use
@@ -58,7 +62,7 @@ class Outside:
         """Tell the kernel what is declared, and nothing else. Raises BpfError."""
         for number, route in enumerate(self._externals.map.routes):
             self._programs.external.set_next_hops(number, route, self._externals.slots(route))
-        self._programs.external.declare(self._externals.map, self._externals.own)
+        self._programs.external.declare(self._externals.map, self._externals.own, self._host_ifindex)
 
     def wants(self, addresses: Iterable[Address]) -> bool:
         """Whether `used` has something to publish."""

@@ -110,6 +110,7 @@ enum drop_reason {
 	WIRE_GROUP_UNICAST = 82,
 	FLOW_UNKNOWN = 83,
 	IDENTITY_UNKNOWN = 84,
+	HOST_FORWARDED = 86,
 	DIRECTED_BROADCAST = 87,
 	IGMP_REFUSED = 88,
 	GROUP_RATE_LIMITED = 89,
@@ -392,6 +393,7 @@ enum policy_relation {
 	POLICY_CELL = 2,
 	POLICY_OTHER = 3,
 	POLICY_EXTERNAL = 4,
+	POLICY_HOST = 5, /* an address of the host that the port is on */
 };
 
 /* Map `port_policies`: port id → what its cell's policy makes of it. Exchanged as a whole. */
@@ -483,6 +485,7 @@ struct flow_event {
 #define PREFIX_ON_LINK 1
 #define PREFIX_ROUTE 2
 #define PREFIX_HOST 3 /* an address of this host itself */
+#define HOST_LINK_MAC {0x06, 0xd1, 0xd1, 0xd1, 0xd1, 0xd2} /* of dvhost, the same everywhere: it never leaves the host */
 
 struct prefix_key {
 	__u32 prefix_bits;
@@ -491,7 +494,7 @@ struct prefix_key {
 struct prefix {
 	__u16 kind;
 	__u16 mtu;   /* bytes of an IP packet that goes there */
-	__u32 route; /* PREFIX_ROUTE: in map `next_hops` */
+	__u32 route; /* PREFIX_ROUTE: in map `next_hops`; PREFIX_HOST: ifindex of dvhost */
 };
 
 /* Map `next_hops`: route → a router for each share of the flows. Exchanged as a whole. */

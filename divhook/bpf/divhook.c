@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
  * The tc programs: from_guest at the ingress of every port, from_wire at the ingress of the uplink, from_nat where what
- * the namespace with source NAT has translated comes out.
+ * the namespace with source NAT has translated comes out, from_host where what the host's own stack sends to guests
+ * does, at dvhost's peer.
  *
  * Default deny from a guest: what is not understood is dropped, with its reason. Default pass from the wire: what is
  * not ours goes on to the host's own stack as if there were no program. A valid frame of the virtual space is forwarded
@@ -20,6 +21,7 @@
 #include "lib/forward.h"
 #include "lib/from_nat.h"
 #include "lib/group.h"
+#include "lib/host.h"
 #include "lib/ipv4.h"
 #include "lib/limit.h"
 
@@ -443,6 +445,26 @@ int from_nat(struct __sk_buff *skb)
 	skb->mark = divert_mark(PORT_WIRE, false) | MARK_NAT;
 	count_diverted(skb, PORT_WIRE);
 	return PASS;
+}
+
+/* Without a fast path the agent reads what passes. Whatever does is for another MAC than this device's: no stack's. */
+SEC("tc")
+int from_host(struct __sk_buff *skb)
+{
+	const struct host_config *host = this_host();
+	struct packet packet = {};
+	enum drop_reason reason;
+	struct frame frame;
+
+	skb->mark = 0;
+	if (!host || !frame_parse_untrusted(skb, &frame))
+		return drop(skb, PORT_WIRE, TRUNCATED);
+	if (frame.tagged || frame.type != TYPE_IPV4)
+		return drop(skb, PORT_WIRE, ETHERTYPE);
+	reason = packet_parse_untrusted(skb, frame.l3, &packet);
+	if (reason != VALID)
+		return drop(skb, PORT_WIRE, reason);
+	return host->flags & HOST_FASTPATH ? forward_from_host(skb, host, &packet) : PASS;
 }
 
 /* The clock of map `flows`, read by a test-run: its low word in cb, the high one in the mark. Attached nowhere. */

@@ -17,7 +17,7 @@ from divhook.config.values import BadValueError, parse_domain_name, parse_guest_
 from divhook.policy.analyse import warnings
 from divhook.policy.cell import Remote
 from divhook.policy.expectations import read_expectations
-from divhook.policy.explain import End, Explanation, explain, external_end, guest_end, text_of
+from divhook.policy.explain import End, Explanation, explain, external_end, guest_end, host_end, text_of
 from divhook.policy.files import PolicySet, load, load_file
 from divhook.policy.identity import Identity, IdentityError, Workload
 from divhook.policy.labels import parse_labels
@@ -38,7 +38,8 @@ examples:
   divhook policy explain shop/web,tier=web 192.0.2.7 udp/dns --why-not
 
 An end of `explain` is a guest that this host's agent knows, by name or address; or CELL/SUBNET[/GUEST][,LABEL=VALUE…]
-for a guest, which need not exist; or an external address or DNS name. Both sides are judged by the files of this host.
+for a guest, which need not exist; or an external address or DNS name; or `host`, the host that the guest at the other
+end is on. Both sides are judged by the files of this host.
 docs/policy.md says what the files hold and what decides."""
 
 
@@ -222,7 +223,7 @@ def _explain(args: argparse.Namespace) -> int:
     policies = _policies(args.config)
     source, destination = (_end(text, policies, args.socket) for text in (args.source, args.destination))
     if source.identity is None and destination.identity is None:
-        raise UsageError("both ends are external: no policy has a say in that")
+        raise UsageError("neither end is a guest: no policy has a say in that")
     try:
         service = parse_service(args.service)
     except BadValueError as error:
@@ -247,6 +248,8 @@ def _end(text: str, policies: PolicySet, agent: Path) -> End:
 
     Raises UsageError.
     """
+    if text == "host":
+        return host_end()
     if "/" not in text and "," not in text and (running := _running(text, agent)) is not None:
         return running
     place, _, labels = text.partition(",")

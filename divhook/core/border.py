@@ -1,6 +1,6 @@
 """Between guests and what is outside: the pipeline's part for packets with one virtual and one external address.
 
-    from_guest   declared? ─ host's own? ─ policy ─ TTL ─ MTU ─ MAC of it, or of a next hop ─▶ to_wire, src := pmac
+    from_guest   declared? ─ policy ─ TTL ─ MTU ─ MAC of it, or of a next hop ─▶ to_wire, src := pmac
     from_wire    port here? ─ policy ─ source: sent by its MAC, or by a next hop's ─ TTL ─ MTU ─▶ to_guest, src := rmac
     ARP          asks for a guest of this host that may be reached ─▶ answered with pmac; all else teaches MACs at most
 
@@ -110,7 +110,7 @@ class Border:
         if way is None:
             unreachable = self._router.net_unreachable(endpoint, header, packet, now, out)
             return unreachable or DropReason.EXTERNAL_UNSUPPORTED
-        if self.externals.is_own(destination) or self.translates(destination):
+        if self.translates(destination):
             return DropReason.HOST_SERVICE
         if endpoint.translated and self.nat is None:
             return DropReason.NAT_UNTRANSLATED

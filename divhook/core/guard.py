@@ -59,10 +59,20 @@ class _Packet:
 
 
 class Guard:
-    """Asks policies about packets at ports of this host. identity_of: of an address that is known here, else 0."""
+    """Asks policies about packets at ports of this host. identity_of: of an address that is known here, else 0.
 
-    def __init__(self, plan: AddressPlan, policies: Policies, identity_of: Callable[[Address], int]) -> None:
+    is_host: whether an address is this host's own.
+    """
+
+    def __init__(
+        self,
+        plan: AddressPlan,
+        policies: Policies,
+        identity_of: Callable[[Address], int],
+        is_host: Callable[[Address], bool] = lambda _: False,
+    ) -> None:
         self._plan = plan
+        self._is_host = is_host
         self.policies = policies
         self._identity_of = identity_of
 
@@ -71,7 +81,7 @@ class Guard:
     ) -> DropReason | Unsure | None:
         """A whole packet from (outward) or to an endpoint of this host. None: it passes, and is noted.
 
-        remote_identity: of the end that it is for or from; 0 where that is external.
+        remote_identity: of the end that it is for or from; 0 where that is external or the host.
         """
         policy = self.policies.port(endpoint)
         if policy is None:
@@ -82,8 +92,10 @@ class Guard:
         if judged.flow_class is FlowClass.RELATED and judged.key is not None:
             quoted = judged.key.high if judged.key.low == local else judged.key.low
             if quoted != remote:
+                if self._is_host(remote):
+                    return DropReason.FLOW_UNKNOWN  # an error to or from the host about a flow that is not its own
                 remote, remote_identity = quoted, self._identity_of(quoted)
-        relation = relation_of(self._plan, local, remote)
+        relation = relation_of(self._plan, local, remote, self._is_host)
         asked = _Packet(endpoint, policy, header, packet, outward, remote, remote_identity, relation, judged)
         verdict = self._verdict(asked, now, now_s)
         if isinstance(verdict, Judgement):
@@ -175,7 +187,7 @@ class Guard:
 
     def _ask(self, asked: _Packet, direction: Direction, port: int) -> Decision | None:
         protocol = asked.judged.key.protocol if asked.judged.key is not None else asked.header.protocol
-        remote = asked.remote if asked.relation is Relation.EXTERNAL else asked.remote_identity
+        remote = asked.remote if asked.relation in (Relation.EXTERNAL, Relation.HOST) else asked.remote_identity
         return self.policies.decide(direction, asked.endpoint, asked.relation, remote, protocol, port)
 
     def _let_in(self, asked: _Packet, key: FlowKey, flow: Flow) -> Flow:

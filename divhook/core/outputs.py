@@ -29,6 +29,13 @@ class ToGuest:
 
 
 @dataclass(frozen=True, slots=True)
+class ToHost:
+    """Give the host's own stack an IP packet of a guest, as if it had come in by a device."""
+
+    packet: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ToNewHost:
     """A late sender's packet, for an endpoint that has moved away: over the hand-over channel. host: who sent it."""
 
@@ -60,4 +67,4 @@ class LeaveGroup:
     group: Mac
 
 
-Output = ToWire | ToNat | ToGuest | ToNewHost | Drop | JoinGroup | LeaveGroup
+Output = ToWire | ToNat | ToGuest | ToHost | ToNewHost | Drop | JoinGroup | LeaveGroup

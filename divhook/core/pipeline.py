@@ -2,6 +2,7 @@
 
     from_guest   DHCP ─ router ─ broadcast/multicast ─ same subnet | routed | external ─ policy ─ rewrite ─ emit
     from_wire    is it ours ─ source check ─ policy ─ rewrite ─ emit
+    from_host    is it the host's own ─ policy ─ rewrite ─ emit
 
 Whole frames go through core/validate, the twin of the tc programs, first. Packets come from the divert, where tc has
 validated them; what is cheap is checked again, by the same functions. Every frame ends in exactly one of: emitted,
@@ -44,6 +45,7 @@ from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
 from divhook.core.external import ExternalMap, Externals
 from divhook.core.group import Groups
 from divhook.core.guard import Guard, Unsure
+from divhook.core.host import HostDoor
 from divhook.core.identities import IdentityExchange, IdentityLearned, IdentityMissing
 from divhook.core.nat import Share
 from divhook.core.outputs import Drop, Output, ToGuest, ToNewHost, ToWire
@@ -105,9 +107,10 @@ class Pipeline:
         self.discovery = discovery
         self.dhcp = DhcpServer()
         self.router = Router(plan)
-        self.guard = Guard(plan, NoPolicies(), self._identity_of)
-        self.groups = Groups(plan, pmac, ports, topology, self.guard)
         externals = externals or Externals(pmac, ExternalMap())
+        self.guard = Guard(plan, NoPolicies(), self._identity_of, externals.is_own)
+        self.groups = Groups(plan, pmac, ports, topology, self.guard)
+        self.host = HostDoor(ports, self.router, self.guard, externals)
         self.border = Border(plan, pmac, ports, self.router, self.guard, externals, self._sender_gone)
         self.identities = IdentityExchange(pmac)
         self.learned: list[IdentityLearned] = []  # to be kept over a restart
@@ -168,6 +171,8 @@ class Pipeline:
         if validate.is_group_address(self.plan, destination):
             return self.groups.from_guest(endpoint, header, packet, group, now, out)
         target = self._guest_target(endpoint, destination, group)
+        if target is DropReason.EXTERNAL_UNSUPPORTED and self.border.externals.is_own(destination):
+            return self.host.from_guest(endpoint, header, packet, now, out)
         if target is DropReason.EXTERNAL_UNSUPPORTED:
             return self.border.from_guest(endpoint, header, packet, now, out)
         if isinstance(target, DropReason):
@@ -484,6 +489,17 @@ class Pipeline:
         if entry is None or entry.found is None:
             return DropReason.IDENTITY_UNKNOWN
         return self.identities.want(unsure.identity, entry.found.claim.host, unsure.address, now, held)
+
+    def from_host(self, packet: bytes, now: float) -> list[Output]:
+        """An IPv4 packet that the host's own stack sends to a guest."""
+        out: list[Output] = []
+        try:
+            reason = self.host.from_host(packet, now, out)
+        except WireError as error:
+            reason = error.reason
+        if reason is not None:
+            out.append(Drop(reason, PORT_WIRE, packet))
+        return out
 
     def from_wire_arp(self, frame: bytes, now: float) -> list[Output]:
         """A whole plain ARP frame that the programs have handed on: it is about an external."""

@@ -65,11 +65,12 @@ class DropReason(IntEnum):
     FLOW_UNKNOWN = 83  # of a port with a policy: can only be part of a flow, and there is none
     IDENTITY_UNKNOWN = 84  # the other end's host did not say what its identity stands for
 
+    HOST_FORWARDED = 86  # from the host's stack to a guest, but the host only forwards it
     DIRECTED_BROADCAST = 87  # broadcast of another subnet (RFC 2644)
     IGMP_REFUSED = 88  # malformed, a query (the router alone asks), or one group more than a port may join
     GROUP_RATE_LIMITED = 89  # tc's token bucket for broadcast and multicast of a port
     NO_MEMBER = 90  # from_wire, to a group that no port here is in
-    HOST_SERVICE = 91  # to an address of the host itself
+    HOST_SERVICE = 91  # to an address of the host itself, and no rule for `host` allows it
     EXTERNAL_UNREACHABLE = 92  # neither the server, nor any next hop, answers ARP
     EXTERNAL_SPOOF = 93  # an external source address, from another MAC than the one that holds it or routes for it
     EXTERNAL_CONFLICT = 94  # ARP that claims the address of a server which answers elsewhere

@@ -3,6 +3,7 @@
 Default deny: who cannot be asked about (an identity that is unknown) is waited for, and what waits too long is dropped.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -35,13 +36,18 @@ class Relation(IntEnum):
     CELL = 2
     OTHER = 3
     EXTERNAL = 4
+    HOST = 5  # an address of the host that the endpoint is on
 
     def __str__(self) -> str:
-        return ("", "same subnet", "same cell", "other cell", "external")[self]
+        return ("", "same subnet", "same cell", "other cell", "external", "its host")[self]
 
 
-def relation_of(plan: AddressPlan, local: Address, remote: Address) -> Relation:
-    """Where remote is, as seen from an endpoint's address."""
+def relation_of(
+    plan: AddressPlan, local: Address, remote: Address, is_host: Callable[[Address], bool] = lambda _: False
+) -> Relation:
+    """Where remote is, as seen from an endpoint's address. is_host: whether it is this host's own."""
+    if is_host(remote):
+        return Relation.HOST
     here, there = plan.locate(local), plan.locate(remote)
     if there is None or here is None:
         return Relation.EXTERNAL
@@ -90,7 +96,7 @@ class Policies(Protocol):
     ) -> Decision | None:
         """Whether a flow may begin at (EGRESS) or reach (INGRESS) a local endpoint, by that endpoint's cell.
 
-        remote: an endpoint's identity, or an external address (Relation.EXTERNAL). port: destination port of the
+        remote: an endpoint's identity, or an address (Relation.EXTERNAL, Relation.HOST). port: destination port of the
         flow's first packet; of ICMP, type << 8 | code; else 0. None: nothing is known of that identity yet.
         A port without policy: everything within the cell, nothing else.
         """
@@ -100,6 +106,9 @@ class Policies(Protocol):
 
     def may_reach(self, endpoint: Endpoint, external: Address) -> bool:
         """Whether any rule or default could allow anything between the two: asked before ARP is answered."""
+
+    def reaches_host(self, endpoint: Endpoint) -> bool:
+        """Whether any rule could allow anything between an endpoint and its host: asked before the host has a route."""
 
     def told(self, event: FlowEvent) -> None:
         """For the flow log."""
@@ -135,6 +144,10 @@ class NoPolicies:
         return False
 
     def may_reach(self, endpoint: Endpoint, external: Address) -> bool:
+        """No."""
+        return False
+
+    def reaches_host(self, endpoint: Endpoint) -> bool:
         """No."""
         return False
 

@@ -20,7 +20,7 @@ from divhook.config.problems import Position, Problem, did_you_mean
 from divhook.core.verdict import Direction, Relation
 from divhook.policy.cell import CellPolicy, Rule
 from divhook.policy.files import PolicySet
-from divhook.policy.peers import EXTERNAL, Anyone, CellPeer, Cidr, DnsName, Peer, Selection
+from divhook.policy.peers import EXTERNAL, Anyone, CellPeer, Cidr, DnsName, OwnHost, Peer, Selection
 from divhook.policy.services import SPACE_BITS, Service
 
 MAX_WARNINGS = 1000
@@ -45,7 +45,7 @@ def warnings(policies: PolicySet) -> list[Problem]:
 
 def covers(wide: Peer, narrow: Peer) -> bool:
     """Whether every end that is the narrow peer is the wide one, by what they are."""
-    if wide == narrow or isinstance(wide, Anyone):
+    if wide == narrow or (isinstance(wide, Anyone) and not isinstance(narrow, OwnHost)):
         return True
     if isinstance(wide, Selection) and isinstance(narrow, Selection):
         if wide.exclude:

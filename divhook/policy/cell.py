@@ -13,16 +13,18 @@ from divhook.config.problems import Position
 from divhook.core.addressing import Address
 from divhook.core.verdict import Direction, Relation
 from divhook.policy.identity import Identity, content_number
-from divhook.policy.peers import Anyone, CellPeer, Cidr, DnsName, Peer, Selection
+from divhook.policy.peers import Anyone, CellPeer, Cidr, DnsName, OwnHost, Peer, Selection
 from divhook.policy.services import Service
 
 
 class Remote(NamedTuple):
-    """The remote end of a flow: a guest by its identity, or an external address with the DNS names it is known by."""
+    """The remote end of a flow: a guest by its identity, an external address with the DNS names it is known by, or the
+    host that the local end is on."""
 
     identity: Identity | None = None
     address: Address | None = None
     names: tuple[str, ...] = ()
+    host: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,9 @@ BUILT_IN: Mapping[Relation, Default] = {
     Relation.CELL: Default(True),
     Relation.OTHER: Default(False),
     Relation.EXTERNAL: Default(False),
+    Relation.HOST: Default(False),
 }
-"""Within a cell everything, between cells and to the outside nothing."""
+"""Within a cell everything, between cells, to the outside and to hosts nothing."""
 
 DefaultKey = tuple[str | None, Direction, Relation]
 """(subnet, or None for the whole cell; direction; relation)."""
@@ -98,7 +101,7 @@ class CellPolicy:
         return self._patterns or []
 
     def default(self, subnet: str, direction: Direction, relation: Relation) -> Default:
-        """What holds for an endpoint of a subnet where no rule speaks. Between cells that is always deny."""
+        """What holds for an endpoint of a subnet where no rule speaks. Between cells, and for hosts, always deny."""
         for key in ((subnet, direction, relation), (None, direction, relation)):
             if key in self.defaults:
                 return self.defaults[key]
@@ -126,7 +129,9 @@ class CellPolicy:
         """Whether the remote end is a peer."""
         match peer:
             case Anyone():
-                return True
+                return not remote.host
+            case OwnHost():
+                return remote.host
             case Selection():
                 identity = remote.identity
                 return identity is not None and identity.cell == self.cell and self.bind(peer).matches(identity)
@@ -140,7 +145,7 @@ class CellPolicy:
     def relation(self, local: Identity, remote: Remote) -> Relation:
         """Where the remote end is, as seen from an endpoint of this cell."""
         if remote.identity is None:
-            return Relation.EXTERNAL
+            return Relation.HOST if remote.host else Relation.EXTERNAL
         if remote.identity.cell != self.cell:
             return Relation.OTHER
         return Relation.SUBNET if remote.identity.subnet == local.subnet else Relation.CELL

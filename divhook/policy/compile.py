@@ -23,15 +23,16 @@ from divhook.policy.cell import CellPolicy, Rule
 from divhook.policy.external import ExternalPrefixes
 from divhook.policy.identity import Identity, content_number
 from divhook.policy.paint import Program
-from divhook.policy.peers import ALL, EXTERNAL, Anyone, CellPeer, Cidr, DnsName, Peer, Selection, content_text
+from divhook.policy.peers import ALL, EXTERNAL, Anyone, CellPeer, Cidr, DnsName, OwnHost, Peer, Selection, content_text
 from divhook.policy.table import Delta, LocalScopes, Scope, Table
 
-RELATIONS = (Relation.CELL, Relation.OTHER, Relation.EXTERNAL)
+RELATIONS = (Relation.CELL, Relation.OTHER, Relation.EXTERNAL, Relation.HOST)
 """Those that are a `remote` of their own: the same subnet is part of the cell."""
 _BROAD: Mapping[Peer, tuple[Relation, ...]] = {
-    Anyone(): RELATIONS,
+    Anyone(): (Relation.CELL, Relation.OTHER, Relation.EXTERNAL),
     ALL: (Relation.CELL,),
     EXTERNAL: (Relation.EXTERNAL,),
+    OwnHost(): (Relation.HOST,),
 }
 DIRECTIONS = (Direction.INGRESS, Direction.EGRESS)
 

@@ -4,6 +4,7 @@
       web-1: {cell: shop, subnet: web, labels: {tier: web}}
       db-1:  {cell: shop, subnet: db}
       world: {address: 192.0.2.7}
+      its-host: {host: true}                  the host that the guest on the other side is on
     expect:
       - {from: web-*, to: db-1, allow: tcp/5432}       all of it must pass
       - {from: world, to: db-1, deny: any}             nothing of it may pass
@@ -23,7 +24,7 @@ from divhook.config.source import read_yaml
 from divhook.config.validate import validate
 from divhook.config.values import BadValueError, DomainName, GuestName, Ipv4, Line, Name, Switch, fault, text_of
 from divhook.core.verdict import Direction
-from divhook.policy.explain import End, Side, decide, external_end, guest_end
+from divhook.policy.explain import End, Side, decide, external_end, guest_end, host_end
 from divhook.policy.files import PolicySet
 from divhook.policy.identity import IdentityError, Workload, guest_matches
 from divhook.policy.labels import parse_labels
@@ -65,7 +66,7 @@ Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns), WithJsonSchema
 
 
 class EndModel(_Model):
-    """A guest (cell and subnet), or an external end (address, dns, or both)."""
+    """A guest (cell and subnet), an external end (address, dns, or both), or the guest's own host."""
 
     cell: Name | None = None
     """Cell of the guest."""
@@ -79,14 +80,20 @@ class EndModel(_Model):
     """External address."""
     dns: DomainName | None = None
     """External DNS name."""
+    host: Switch = False
+    """Whether it is the host that the guest is on."""
 
     @model_validator(mode="after")
     def _is_one_end(self) -> Self:
         external = self.address is not None or self.dns is not None
+        if self.host and (external or self.cell or self.subnet or self.guest or self.labels):
+            raise fault("the host is nothing else", "write {host: true} alone")
         if external and (self.cell or self.subnet or self.guest or self.labels):
             raise fault("this is a guest and an external end at once", "a guest has no `address` and no `dns` here")
-        if not external and (self.cell is None or self.subnet is None):
-            raise fault("this end is nobody", "add `cell` and `subnet`, or `address` or `dns` of an external end")
+        if not self.host and not external and (self.cell is None or self.subnet is None):
+            raise fault(
+                "this end is nobody", "add `cell` and `subnet`, `address` or `dns` of an external end, or `host: true`"
+            )
         return self
 
 
@@ -233,6 +240,9 @@ def read_expectations(file: str, content: bytes, policies: PolicySet) -> Expecta
     ends: dict[str, End] = {}
     for name, end in model.guests.items():
         where = document.at_key(("guests", name))
+        if end.host:
+            ends[name] = host_end()
+            continue
         if end.cell is None or end.subnet is None:
             ends[name] = external_end(end.address, () if end.dns is None else (end.dns.lower(),))
             continue

@@ -1,7 +1,8 @@
 """Why a flow passes or not: both sides' rules, read as docs/policy.md says, with no compiled table in between.
 
-The source's egress decides, then the destination's ingress; an end that is external has no side of its own. Of each
-side the deciding rule is named, or the default; `why_not` adds rules that would have allowed it, and what they lack.
+The source's egress decides, then the destination's ingress; an end that is external, or a host, has no side of its own.
+Of each side the deciding rule is named, or the default; `why_not` adds rules that would have allowed it, and what they
+lack.
 """
 
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ MAX_NEAR = 5
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One end of a flow in question: a guest, running or not, with its identity, or an external address or name."""
+    """One end of a flow: a guest, running or not, with its identity; an external address or name, or a host."""
 
     name: str
     remote: Remote
@@ -88,6 +89,11 @@ def external_end(address: bytes | None, names: Iterable[str] = ()) -> End:
     """An external address, a name, or both."""
     names = tuple(names)
     return End(names[0] if address is None else address_text(address), Remote(None, address, names))
+
+
+def host_end() -> End:
+    """The host that the other end is on."""
+    return End("host", Remote(host=True))
 
 
 def explain(
@@ -165,6 +171,8 @@ def _missed(
 def _shown_remote(remote: Remote) -> str:
     if remote.identity is not None:
         return str(remote.identity)
+    if remote.host:
+        return "the guest's own host"
     parts = [*remote.names, *([address_text(remote.address)] if remote.address else [])]
     return " = ".join(parts)
 
@@ -177,7 +185,8 @@ def text_of(explanation: Explanation) -> list[str]:
         if end.identity is not None:
             lines.append(f"  {title:<12} {end.identity}, identity {end.identity.number:016x}")
         else:
-            lines.append(f"  {title:<12} external: {_shown_remote(end.remote)}")
+            where = "" if end.remote.host else "external: "
+            lines.append(f"  {title:<12} {where}{_shown_remote(end.remote)}")
     for side in explanation.sides:
         action = "allow" if side.allow else "deny"
         lines += [
@@ -196,5 +205,5 @@ def text_of(explanation: Explanation) -> list[str]:
             lines.append(f"    not {missed.rule.where}: {missed.lacks}")
     missing = [s for s in ("egress", "ingress") if s not in [str(side.direction) for side in explanation.sides]]
     if missing:
-        lines += ["", f"  no {missing[0]}: that end is external and has no policy"]
+        lines += ["", f"  no {missing[0]}: that end is no guest and has no policy"]
     return lines

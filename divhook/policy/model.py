@@ -79,7 +79,7 @@ _BARE = {"subnet": _NAME, "group": _NAME, "guest": _TEXT, "labels": _TEXT}
 _SELECTION = _object([], **_BARE, **{"except": _either(_object([], **_BARE))})
 _MEMBER = _object([], **{k: v for k, v in _SELECTION["properties"].items() if k != "group"})
 _PEERS = _either(
-    {"enum": ["any", "cell", "external"]},
+    {"enum": ["any", "cell", "external", "host"]},
     _SELECTION,
     _object(["cell"], cell=_NAME, subnet=_NAME, group=_NAME),
     _object(["cidr"], cidr=_PREFIX, **{"except": _either(_PREFIX)}),
@@ -150,7 +150,7 @@ class IngressModel(_RuleModel):
     """A rule for what comes to endpoints of the cell."""
 
     from_: Peers = Field(alias="from")
-    """Who may or may not reach them: any, cell, external, or a list of peers."""
+    """Who may or may not reach them: any, cell, external, host, or a list of peers."""
     to: Endpoints = Field(default_factory=lambda: (ALL,), json_schema_extra={"default": "cell"})
     """Endpoints of the cell that the rule is for. Without it: all."""
 
@@ -171,7 +171,7 @@ class EgressModel(_RuleModel):
     from_: Endpoints = Field(default_factory=lambda: (ALL,), alias="from", json_schema_extra={"default": "cell"})
     """Endpoints of the cell that the rule is for. Without it: all."""
     to: Peers
-    """Whom they may or may not reach: any, cell, external, or a list of peers."""
+    """Whom they may or may not reach: any, cell, external, host, or a list of peers."""
 
     @property
     def endpoints(self) -> tuple[Selection, ...]:

@@ -4,7 +4,8 @@
     CellPeer    another cell, one of its subnets, or one of the groups that it exports
     Cidr        external addresses of a prefix, without exceptions
     DnsName     external addresses that a DNS name, or any name below one, resolves to
-    Anyone      everybody: own cell, other cells, outside
+    Anyone      everybody: own cell, other cells, outside; but not the host
+    OwnHost     the host that the endpoint is on
 
 Prefixes and names never match a guest: inside the virtual space a guest is known by who it is, not by its address.
 The text (`str`) of each is canonical: equal texts mean equal peers, and numbers in the compiled table are hashes of it.
@@ -149,7 +150,15 @@ class Anyone:
         return "any"
 
 
-Peer = Selection | CellPeer | Cidr | DnsName | Anyone
+@dataclass(frozen=True, slots=True)
+class OwnHost:
+    """The host that the endpoint is on, whichever that is: nothing else is it, and it is nothing else."""
+
+    def __str__(self) -> str:
+        return "host"
+
+
+Peer = Selection | CellPeer | Cidr | DnsName | Anyone | OwnHost
 ALL = Selection()
 """Every endpoint of the own cell."""
 EXTERNAL = Cidr(EVERYTHING)
@@ -255,6 +264,8 @@ def _peer(item: object) -> tuple[Peer | None, list[Fault]]:
             return ALL, []
         case "external":
             return EXTERNAL, []
+        case "host":
+            return OwnHost(), []
         case str():
             return None, [((), f"{shown(item)} is no peer", _spelled(item))]
         case Mapping() if "cidr" in item:
@@ -276,9 +287,10 @@ def _spelled(text: str) -> str:
                 return f"write {{cidr: {text}/32}}"
             continue
         if key == "subnet":
-            return f"write {{subnet: {text}}}, {{group: {text}}} or {{guest: {text}}}; alone stand any, cell, external"
+            alone = "any, cell, external, host"
+            return f"write {{subnet: {text}}}, {{group: {text}}} or {{guest: {text}}}; alone stand {alone}"
         return f"write {{{key}: {text}}}"
-    return "a peer is any, cell, external, or a mapping such as {subnet: web}"
+    return "a peer is any, cell, external, host, or a mapping such as {subnet: web}"
 
 
 def _selection(item: object, keys: tuple[str, ...], what: str) -> tuple[Selection | None, list[Fault]]:

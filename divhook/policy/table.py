@@ -9,19 +9,21 @@ Four maps, all of whose keys and values are fixed-size numbers:
 
 A *scope* stands for local endpoints to which the same rules of one direction apply, a *class* for remote ends that are
 the same peers of rules: so the table grows with rules that differ, not with endpoints. `remote` is a class (its highest
-bit is set) or a Relation, for rules whose peers are any, cell or external as a whole. Scopes, classes and rule numbers
-are hashes of content: a restarted agent finds the same numbers, and lines that move in a file change nothing.
+bit is set) or a Relation, for rules whose peers are any, cell, external or host as a whole. Scopes, classes and rule
+numbers are hashes of content: a restarted agent finds the same numbers, and lines that move in a file change nothing.
 
 A frame that starts a flow costs, per side that is enforced on this host, and whatever the number of rules:
 
     0  scope and defaults of the local end        in the value of its port, which the frame's way has read already
-    1  class of the remote end                    identities[cell, identity]; external: prefixes[cell, address] (LPM)
+    1  class of the remote end                    identities[cell, identity]; external: prefixes[cell, address] (LPM);
+                                                  the host has none: no prefix or name means it
     2  a := entries[scope, class, proto, port]    (LPM; only where the class is not 0)
     3  b := entries[scope, relation, proto, port] (LPM)
     →  a denying entry of the two, a first; else an allowing one, a first; else the default of the relation
 
 Scope 0 has no rules: steps 1 to 3 are left out. An identity that `identities` does not have is unknown: the frame waits
-at the agent. The relation is read off the two addresses by the address plan: one subnet, one cell, two cells, external.
+at the agent. The relation is read off the two addresses by the address plan: one subnet, one cell, two cells, external;
+and the host knows its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -69,7 +71,7 @@ class Scope(NamedTuple):
     external: bool
 
     def default(self, relation: Relation) -> bool:
-        """What holds where no rule speaks. Between cells: nothing."""
+        """What holds where no rule speaks. Between cells, and of hosts: nothing."""
         return {Relation.SUBNET: self.subnet, Relation.CELL: self.cell, Relation.EXTERNAL: self.external}.get(
             relation, False
         )
@@ -216,16 +218,19 @@ class Table:
     def decide(
         self, direction: Direction, local: int, relation: Relation, remote: int | Address, protocol: int, port: int
     ) -> Decision:
-        """The look-up. remote: an identity's number, or an external address. Raises UnknownIdentityError."""
+        """The look-up. remote: an identity's number, or an address. Raises UnknownIdentityError."""
         scopes = self.locals.get(local)
         if scopes is None:
             raise UnknownIdentityError(f"identity {local:016x} is not local")
         scope = scopes.ingress if direction is Direction.INGRESS else scopes.egress
         if not scope.rules:
             return Decision(scope.default(relation), None, 0)
-        if isinstance(remote, bytes):
+        found: int | None
+        if relation is Relation.HOST:
+            found = 0
+        elif isinstance(remote, bytes):
             address = pack(int.from_bytes(remote, "big"), ADDRESS_BITS)
-            found: int | None = next((self.prefixes[p] for p in covering(address, 32) if p in self.prefixes), 0)
+            found = next((self.prefixes[p] for p in covering(address, 32) if p in self.prefixes), 0)
         else:
             found = self.identities.get(remote)
         if found is None:

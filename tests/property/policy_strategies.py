@@ -10,7 +10,7 @@ from divhook.core.verdict import Direction, Relation
 from divhook.policy.cell import BUILT_IN, CellPolicy, Default, DefaultKey, Remote, Rule
 from divhook.policy.identity import Identity, Workload, identify
 from divhook.policy.labels import parse_selector
-from divhook.policy.peers import ALL, EXTERNAL, Anyone, CellPeer, Cidr, DnsName, Peer, Selection
+from divhook.policy.peers import ALL, EXTERNAL, Anyone, CellPeer, Cidr, DnsName, OwnHost, Peer, Selection
 from divhook.policy.services import ICMP, SCTP, TCP, UDP, Service
 
 SUBNETS = ("web", "db")
@@ -57,7 +57,7 @@ def cidrs(draw: st.DrawFn) -> Cidr:
 
 
 peers: st.SearchStrategy[Peer] = st.one_of(
-    st.just(Anyone()), st.just(EXTERNAL), selections, cell_peers, cidrs(), st.sampled_from(NAMES)
+    st.just(Anyone()), st.just(EXTERNAL), st.just(OwnHost()), selections, cell_peers, cidrs(), st.sampled_from(NAMES)
 )
 
 
@@ -83,11 +83,12 @@ def rules(draw: st.DrawFn) -> Rule:
     )
 
 
+SETTABLE = [r for r in BUILT_IN if r not in (Relation.OTHER, Relation.HOST)]
+
+
 @st.composite
 def policies(draw: st.DrawFn) -> CellPolicy:
-    keys: list[DefaultKey] = [
-        (subnet, d, r) for subnet in (None, *SUBNETS) for d in Direction for r in BUILT_IN if r is not Relation.OTHER
-    ]
+    keys: list[DefaultKey] = [(subnet, d, r) for subnet in (None, *SUBNETS) for d in Direction for r in SETTABLE]
     defaults = draw(st.dictionaries(st.sampled_from(keys), st.builds(Default, st.booleans()), max_size=4))
     groups = {name: draw(members) for name in GROUPS}
     found = tuple(draw(st.lists(rules(), max_size=7)))
@@ -140,7 +141,7 @@ def ends(policy: CellPolicy) -> tuple[list[Identity], list[Remote]]:
     """Local identities by a policy, and every remote end that there is to try."""
     local = [identify(guest, policy) for guest in GUESTS]
     external = [Remote(address=a, names=RESOLVED.get(a, ())) for a in ADDRESSES]
-    return local, [*(Remote(i) for i in (*local, *STRANGERS)), *external]
+    return local, [*(Remote(i) for i in (*local, *STRANGERS)), *external, Remote(host=True)]
 
 
 points = st.one_of(

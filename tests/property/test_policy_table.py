@@ -9,9 +9,11 @@ from divhook.core.verdict import Direction, Relation
 from divhook.policy.cell import CellPolicy, Remote, Rule
 from divhook.policy.compile import CellTable, compile_policy
 from divhook.policy.identity import Identity
-from divhook.policy.peers import Anyone, CellPeer, Cidr, DnsName, Peer, Selection
+from divhook.policy.peers import Anyone, CellPeer, Cidr, DnsName, OwnHost, Peer, Selection
 from divhook.policy.table import Delta, LocalScopes, PolicyMap, Table, Verdict
 
+HOST_ADDRESS = bytes((192, 0, 2, 1))
+"""In prefixes of rules: they mean others, and not the host."""
 MANY = settings(max_examples=100, deadline=None)
 
 
@@ -32,6 +34,8 @@ def selects(policy: CellPolicy, wanted: Selection, end: Identity) -> bool:
 
 
 def is_peer(policy: CellPolicy, peer: Peer, remote: Remote) -> bool:
+    if remote.host or isinstance(peer, OwnHost):
+        return remote.host and isinstance(peer, OwnHost)
     if isinstance(peer, Anyone):
         return True
     if remote.identity is not None:
@@ -53,7 +57,7 @@ def is_peer(policy: CellPolicy, peer: Peer, remote: Remote) -> bool:
 
 def relation_of(policy: CellPolicy, local: Identity, remote: Remote) -> Relation:
     if remote.identity is None:
-        return Relation.EXTERNAL
+        return Relation.HOST if remote.host else Relation.EXTERNAL
     if remote.identity.cell != policy.cell:
         return Relation.OTHER
     same = dict(remote.identity.labels)["divhook:subnet"] == dict(local.labels)["divhook:subnet"]
@@ -72,7 +76,9 @@ def speaks(
 
 
 def takes_whole(peer: Peer, relation: Relation) -> bool:
-    """any, cell and external do not single a peer out."""
+    """any, cell, external and host do not single a peer out."""
+    if relation is Relation.HOST:
+        return True
     if str(peer) == "cell":
         return relation in (Relation.SUBNET, Relation.CELL)
     return str(peer) == "any" or (str(peer) == "external" and relation is Relation.EXTERNAL)
@@ -85,7 +91,7 @@ def expected(
     matching = [r for r in policy.rules if speaks(policy, r, way, local, remote, protocol, port)]
     deciding = [r for r in matching if r.deny] or matching
     if not deciding:
-        if relation is Relation.OTHER:
+        if relation in (Relation.OTHER, Relation.HOST):
             return False, None
         built_in = relation is not Relation.EXTERNAL
         subnet = dict(local.labels)["divhook:subnet"]
@@ -118,6 +124,8 @@ def first_place(policy: CellPolicy, rule: Rule) -> tuple[int, int]:
 def remote_key(remote: Remote) -> int | Address:
     if remote.identity is not None:
         return remote.identity.number
+    if remote.host:
+        return HOST_ADDRESS
     assert remote.address is not None
     return remote.address
 

@@ -13,7 +13,7 @@ import inspect
 import os
 import selectors
 import tempfile
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,9 +23,9 @@ from unittest.mock import patch
 from divhook.abi.entries import EndpointEntry, GroupList, PortEntry
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.policy import POLICY_TABLES
-from divhook.adapters.bpf.programs import FROM_GUEST, FROM_WIRE
+from divhook.adapters.bpf.programs import FROM_GUEST, FROM_HOST, FROM_WIRE
 from divhook.adapters.libvirt import EventKind, Guest, GuestEvent, LibvirtError
-from divhook.adapters.links import BridgeInfo, LinkError, PortLink, UplinkInfo
+from divhook.adapters.links import BridgeInfo, HostLink, LinkError, PortLink, UplinkInfo
 from divhook.agent import dataplane as dataplane_module
 from divhook.agent.agent import Agent, Paths, read_key
 from divhook.agent.nic import Nic
@@ -38,6 +38,7 @@ from divhook.core.keys import new_key_text
 START_S = 5000.0
 ALL_SYSTEMS_MAC = bytes.fromhex("01005e000001")
 BRIDGE = BridgeInfo(3, parse_mac("06:d1:d1:d1:d1:d1"))
+HOST_LINK = HostLink(4, 5)
 UPLINK_IFINDEX = 2
 WEB, DB, TINY, LAB = SubnetId(1, 1), SubnetId(1, 2), SubnetId(1, 3), SubnetId(2, 1)
 SHOP_YAML = """\
@@ -254,7 +255,7 @@ class FakePrograms:
     def __init__(self) -> None:
         self.written: list[tuple[object, object]] = []
         self.entries: dict[int, PortEntry] = {}
-        self.on: dict[int, str] = {UPLINK_IFINDEX: FROM_WIRE}
+        self.on: dict[int, str] = {UPLINK_IFINDEX: FROM_WIRE, HOST_LINK.peer_ifindex: FROM_HOST}
         self.known: dict[Address, EndpointEntry] = {}
         self.groups: set[Mac] = set()
         self.lists: dict[tuple[Address, Address], GroupList] = {}
@@ -288,6 +289,9 @@ class FakePrograms:
 
     def attach_uplink(self, ifindex: int) -> None:
         self.on[ifindex] = FROM_WIRE
+
+    def attach_host(self, ifindex: int) -> None:
+        self.on[ifindex] = FROM_HOST
 
     def set_port(self, ifindex: int, entry: PortEntry) -> None:
         self._may("set_port")
@@ -365,6 +369,7 @@ class FakeLinks:
         self.taps: dict[str, int] = {}
         self.slow_s = 0.0
         self.last = 100
+        self.host_routes: dict[Address, int] = {}
 
     def make(self, name: str) -> int:
         self.last += 1
@@ -383,6 +388,12 @@ class FakeLinks:
 
     async def ensure_blackhole(self, *_: object) -> None:
         """Nothing to route."""
+
+    async def ensure_host_link(self, *_: object) -> HostLink:
+        return HOST_LINK
+
+    async def set_host_routes(self, wanted: Mapping[Address, int], source: Address) -> None:
+        self.host_routes = dict(wanted)
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -492,13 +503,14 @@ class Host:
         fakes: Any = {"programs": self.programs, "_links": self.links, "libvirt": self.libvirt, "rules": FakeRules()}
         for attribute, fake in fakes.items():
             setattr(agent, attribute, fake)
-        agent.uplink, agent.bridge = self.uplink, BRIDGE
+        agent.uplink, agent.bridge, agent.host_link = self.uplink, BRIDGE, HOST_LINK
         self.sent = Sent(self)
         self.diverted = _Socket()
         with (
             patch.object(dataplane_module, "FrameSender", lambda: self.sent),
             patch.object(dataplane_module, "DivertSocket", lambda *_: self.diverted),
             patch.object(dataplane_module, "DivertQueue", _Socket),
+            patch.object(dataplane_module, "HostSocket", _Socket),
             patch.object(dataplane_module, "GroupMembership", _Socket),
         ):
             agent._build(read_key(agent.configuration))

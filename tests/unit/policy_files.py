@@ -14,7 +14,7 @@ CELLS = {
 def configured(directory: Path, **policies: str) -> Path:
     """A configuration directory with cells shop and lab, and policies/NAME.yaml of each."""
     for kind, files in (("cells", CELLS), ("policies", policies)):
-        (directory / kind).mkdir(exist_ok=True)
+        (directory / kind).mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             head = f"cell: {name}\n" if kind == "policies" else ""
             (directory / kind / f"{name}.yaml").write_text(head + text)

@@ -52,7 +52,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         IN + "  - to: {subnet: web}\n    allow: tcp/443\n",
         [
             "shop.yaml:3:5: key 'from' is missing "
-            "(Who may or may not reach them: any, cell, external, or a list of peers)",
+            "(Who may or may not reach them: any, cell, external, host, or a list of peers)",
         ],
     ),
     "empty peers": (
@@ -83,7 +83,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         IN + "  - from: web\n    allow: any\n",
         [
             "shop.yaml:3:11: 'web' is no peer "
-            "(write {subnet: web}, {group: web} or {guest: web}; alone stand any, cell, external)",
+            "(write {subnet: web}, {group: web} or {guest: web}; alone stand any, cell, external, host)",
         ],
     ),
     "a bare prefix for a peer": (

@@ -97,7 +97,7 @@ def test_two_cells_must_agree(etc: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_external_ends_have_no_side_of_their_own(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = explained(etc, capsys, "shop/web", "www.Example.net.", "tcp/443")
     assert code == 0
-    assert text.endswith("  no ingress: that end is external and has no policy\n")
+    assert text.endswith("  no ingress: that end is no guest and has no policy\n")
     assert "  destination  external: www.example.net\n" in text
     assert explained(etc, capsys, "shop/web", "192.0.2.7", "udp/53")[0] == 0
     assert explained(etc, capsys, "shop/web", "192.0.2.130", "udp/53")[0] == 1
@@ -105,7 +105,7 @@ def test_external_ends_have_no_side_of_their_own(etc: Path, capsys: pytest.Captu
     assert code == 0
     assert text.endswith(
         'ingress allow tcp/80, tcp/443 from any to group front\n    "open"\n\n'
-        "  no egress: that end is external and has no policy\n"
+        "  no egress: that end is no guest and has no policy\n"
     )
 
 
@@ -122,7 +122,7 @@ def test_hypothetical_guests_have_the_labels_that_are_given(tmp_path: Path, caps
         (["shop/web", "10.1.2.3", "tcp/1"],
          "10.1.2.3 is in the virtual address space "
          "(the agent knows no guest there; write CELL/SUBNET/GUEST for one that need not exist)"),
-        (["192.0.2.7", "a.example.net", "tcp/1"], "both ends are external: no policy has a say in that"),
+        (["192.0.2.7", "a.example.net", "tcp/1"], "neither end is a guest: no policy has a say in that"),
         (["shop/web", "shop/wbe", "tcp/1"], "shop/wbe: cell 'shop' has no subnet 'wbe' (subnets: web, db)"),
         (["shpo/web", "shop/web", "tcp/1"], "shpo/web: cell 'shpo' is not known here"),
         (["shop/web", "shop/db", "any"], "`any` is no single flow (write one service, as in tcp/443)"),
@@ -242,7 +242,7 @@ def test_a_broken_expectation_names_the_deciding_rule(tmp_path: Path) -> None:
         ("guests: {a: {address: 192.0.2.7}}\nexpect: []\n",
          "2:9: this file expects nothing (one line per expectation)"),
         ("guests: {a: {cell: shop}}\nexpect: [{to: a, deny: any}]\n",
-         "1:13: this end is nobody (add `cell` and `subnet`, or `address` or `dns` of an external end)"),
+         "1:13: this end is nobody (add `cell` and `subnet`, `address` or `dns` of an external end, or `host: true`)"),
         ("guests: {a: {cell: shop, subnet: web, address: 192.0.2.7}}\nexpect: [{to: a, deny: any}]\n",
          "1:13: this is a guest and an external end at once (a guest has no `address` and no `dns` here)"),
         ("guests: {a: {cell: shop, subnet: wbe}}\nexpect: [{to: a, deny: any}]\n",
@@ -293,3 +293,18 @@ def test_the_command_counts_and_fails(etc: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.startswith("divhook: the expectations are not usable:\n")
     assert main(["policy", "test", "--config", str(etc), str(etc / "none.yaml")]) == 1
     assert capsys.readouterr().err == f"divhook: {etc}/none.yaml: can't be read: No such file or directory\n"
+
+
+def test_the_host_is_nobody_but_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither `any` nor `external` nor a prefix of everything means it, and `host` means nothing else."""
+    wide = "  - {to: any, allow: any}\n  - {to: external, allow: any}\n  - {to: {cidr: 0.0.0.0/0}, allow: any}\n"
+    etc = configured(tmp_path / "wide", shop=f"egress:\n{wide}")
+    code, text = explained(etc, capsys, "shop/web", "host", "udp/53")
+    assert code == 1
+    assert "  destination  the guest's own host\n" in text
+    assert "  egress of cell shop (its host): deny\n    built-in default: its host is deny, no rule" in text
+    etc = configured(tmp_path / "host", shop="egress:\n  - {to: host, allow: udp/53}\n")
+    assert explained(etc, capsys, "shop/web", "host", "udp/53")[0] == 0
+    assert explained(etc, capsys, "shop/web", "host", "tcp/53")[0] == 1
+    assert explained(etc, capsys, "host", "shop/web", "udp/53")[0] == 1
+    assert explained(etc, capsys, "shop/web", "192.0.2.7", "udp/53")[0] == 1

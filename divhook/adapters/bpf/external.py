@@ -26,8 +26,11 @@ class ExternalMaps:
         self._prefixes = maps["prefixes"]
         self._next_hops = maps["next_hops"]
 
-    def declare(self, externals: ExternalMap, own: Iterable[OwnAddress]) -> None:
-        """Exactly this is outside. Routes must have their next hops first. Raises BpfError."""
+    def declare(self, externals: ExternalMap, own: Iterable[OwnAddress], host_ifindex: int = 0) -> None:
+        """Exactly this is outside, or the host, whose stack has guests' packets by the link host_ifindex (0: by none).
+
+        Routes must have their next hops first. Raises BpfError.
+        """
         wanted: dict[bytes, bytes] = {}
         for number, route in enumerate(externals.routes):
             wanted[_prefix_key(route.prefix)] = bytes(layout.Prefix(layout.PREFIX_ROUTE, route.mtu, number))
@@ -35,7 +38,7 @@ class ExternalMaps:
             wanted[_prefix_key(each.prefix)] = bytes(layout.Prefix(layout.PREFIX_ON_LINK, each.mtu, 0))
         for host in list(own)[:MAX_OWN_ADDRESSES]:
             key = _prefix_key(IPv4Network((host.address, 32)))
-            wanted[key] = bytes(layout.Prefix(layout.PREFIX_HOST, 0, 0))
+            wanted[key] = bytes(layout.Prefix(layout.PREFIX_HOST, 0, host_ifindex))
         for key in set(self._prefixes.all_keys()) - wanted.keys():
             self._prefixes.delete(key)
         for key, value in wanted.items():

@@ -48,6 +48,7 @@ OBJECT_FILE = Path(divhook.__file__).parent / "bpf" / "divhook.o"
 FROM_GUEST = "from_guest"
 FROM_WIRE = "from_wire"
 FROM_NAT = "from_nat"
+FROM_HOST = "from_host"
 
 AttachMode = Literal["auto", "tcx", "tc"]
 """How programs are attached; auto: tcx links where the kernel has them, else tc filters."""
@@ -220,6 +221,10 @@ class Programs:
     def attach_uplink(self, ifindex: int) -> None:
         """from_wire at the ingress of the uplink; detached from any other interface first. Raises BpfError."""
         self.attach(FROM_WIRE, ifindex)
+
+    def attach_host(self, ifindex: int) -> None:
+        """The same for from_host, at the peer of dvhost."""
+        self.attach(FROM_HOST, ifindex)
 
     def detach_uplink(self) -> None:
         """Detach from_wire wherever it is. Raises BpfError."""

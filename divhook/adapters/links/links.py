@@ -3,12 +3,15 @@
 divbr0 has taps only, no address, no ARP, no IPv6, no multicast; each port is isolated and neither learns nor floods.
 So a port that is set up reaches no other port even with every netfilter rule gone; wall.py keeps it from the host's
 stack.
+dvhost is how guests reach the host itself, where a policy says so: one end of a veth pair, in the host's own stack. It
+has no address and no ARP; the only routes by it are those of guests that have such a rule, and what comes in by it is
+for an address of the host, or goes nowhere (a rule of the routing policy, which no firewall has a part in).
 Every method brings about a state and may be called again. Methods are coroutines; none takes more than a few
 milliseconds of the loop.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
@@ -26,21 +29,27 @@ from divhook.adapters.links.uplink import (
     check_uplink,
     choose_uplink,
     overlap_of_resolvers,
+    set_offloads,
     switch_off_lro,
 )
 from divhook.adapters.links.wall import unwall_port, wall_bridge, wall_port
-from divhook.core.addressing import Mac, parse_mac
+from divhook.core.addressing import Address, Mac, parse_mac
 
 BRIDGE_MAC: Mac = b"\x06\xd1\xd1\xd1\xd1\xd1"
 """MAC of divbr0, the same everywhere: it never leaves the host, and no guest sees it."""
+HOST_LINK_MAC: Mac = b"\x06\xd1\xd1\xd1\xd1\xd2"
+"""MAC of dvhost, the same everywhere (bpf/abi.h): it never leaves the host, and no guest sees it."""
+HOST_LINK, HOST_LINK_PEER = "dvhost", "dvhostp"
 PORT_GROUP = 0xD1
 """Link group of every port (`ip link show group 209`): by it netfilter rules know ports without naming them."""
 
 _IFF_UP, _IFF_LOOPBACK, _IFF_NOARP, _IFF_MULTICAST = 0x1, 0x8, 0x80, 0x1000  # linux/if.h
 _AF_INET, _AF_BRIDGE, _AF_UNSPEC = 2, 7, 0
-_RTN_BLACKHOLE, _RT_TABLE_LOCAL = 6, 255  # linux/rtnetlink.h
+_RT_TABLE_LOCAL = 255  # linux/rtnetlink.h
 _ROUTE_PROTOCOL = 0xD1  # marks our route among all: `ip route show proto 209`
-_EEXIST, _ENODEV, _ESRCH = 17, 19, 3
+_EEXIST, _ENODEV, _ESRCH, _ENOENT = 17, 19, 3, 2
+_HOST_LINK_MTU = 65_535
+_SCOPE_LINK, _HOST_RULE_PRIORITY = 253, 1  # after the rule for the local table, which has priority 0
 # Frames to 01:80:c2:00:00:0X would be the port's own stack's: by this they are divbr0's, and so its wall's. The kernel
 # allows less for the whole bridge (no 0, 1, 2) than for a port (no 1, which it drops itself).
 _MOST_GROUPS, _EVERY_GROUP = 0xFFF8, 0xFFFD
@@ -54,6 +63,7 @@ _PORT_SETTINGS = {
     "group_fwd_mask": _EVERY_GROUP,
 }
 _WATCH_AGAIN_S = 0.5
+_HOST_RULE = {"iifname": HOST_LINK, "priority": _HOST_RULE_PRIORITY, "action": "blackhole", "protocol": _ROUTE_PROTOCOL}
 
 _BRIDGE_SYSCTLS = {
     "ipv4/conf/{}/rp_filter": 1,
@@ -68,6 +78,21 @@ _PORT_SYSCTLS = {
     "ipv4/conf/{}/forwarding": 0,
     "ipv6/conf/{}/disable_ipv6": 1,
 }
+_HOST_LINK_SYSCTLS = {
+    "ipv4/conf/{}/rp_filter": 1,
+    "ipv4/conf/{}/accept_local": 0,
+    "ipv4/conf/{}/route_localnet": 0,
+    "ipv4/conf/{}/forwarding": 0,
+    "ipv6/conf/{}/disable_ipv6": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HostLink:
+    """dvhost, in the host's stack, and its peer, where the program is."""
+
+    ifindex: int
+    peer_ifindex: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +285,79 @@ class Links:
             if error.code != _ESRCH:
                 raise
 
+    # -- the host itself
+
+    async def ensure_host_link(self, offloads: bool) -> HostLink:
+        """Make dvhost and its peer, or bring them to what they must be. offloads: whether segments may stay together.
+
+        Raises LinkError where a link of that name is something else.
+        """
+        try:
+            peer = {"ifname": HOST_LINK_PEER}
+            await self._netlink.link("add", ifname=HOST_LINK, kind="veth", peer=peer)
+        except NetlinkError as error:
+            if error.code != _EEXIST:
+                raise
+        ends = [await self.link(HOST_LINK), await self.link(HOST_LINK_PEER)]
+        for end in ends:
+            if end.kind != "veth":
+                raise LinkError(f"{end.name} exists and is not divhook's: remove or rename it")
+            for sysctl, value in _HOST_LINK_SYSCTLS.items():
+                write_sysctl(sysctl.format(end.name), value)
+        if ends[0].mac != HOST_LINK_MAC:
+            await self._netlink.link("set", index=ends[0].ifindex, address=HOST_LINK_MAC.hex(":"))
+        await self._netlink.flush_addr(index=ends[0].ifindex)
+        set_offloads(HOST_LINK, offloads)
+        with_arp = {"flags": _IFF_UP | _IFF_NOARP, "change": _IFF_UP | _IFF_NOARP | _IFF_MULTICAST}
+        for end in ends:
+            mtu = {} if end.mtu == _HOST_LINK_MTU else {"mtu": _HOST_LINK_MTU}
+            await self._netlink.link("set", index=end.ifindex, **with_arp, **mtu)
+        try:
+            await self._netlink.rule("add", **_HOST_RULE)
+        except NetlinkError as error:
+            if error.code != _EEXIST:
+                raise
+        return HostLink(ends[0].ifindex, ends[1].ifindex)
+
+    async def host_routes(self) -> dict[Address, int]:
+        """Guests that the host's stack reaches by dvhost, each with the MTU of the way."""
+        found: dict[Address, int] = {}
+        ifindex = (await self.link(HOST_LINK)).ifindex
+        async for message in await self._netlink.get_routes(family=_AF_INET, oif=ifindex):
+            if message.get("oif") == ifindex and message["proto"] == _ROUTE_PROTOCOL and message["dst_len"] == 32:
+                metrics = message.get("metrics")
+                found[IPv4Address(message.get("dst")).packed] = (metrics.get("mtu") if metrics else None) or 0
+        return found
+
+    async def set_host_routes(self, wanted: Mapping[Address, int], source: Address) -> None:
+        """Exactly these guests, each with its MTU, are reached by dvhost. source: what the host speaks from."""
+        ifindex, present = (await self.link(HOST_LINK)).ifindex, await self.host_routes()
+        common = {"oif": ifindex, "proto": _ROUTE_PROTOCOL, "scope": _SCOPE_LINK}
+        for address, mtu in wanted.items():
+            if present.get(address) != mtu:
+                route = {"dst": f"{IPv4Address(address)}/32", "prefsrc": str(IPv4Address(source)), **common}
+                await self._netlink.route("replace", metrics={"mtu": mtu}, **route)
+        for address in present.keys() - wanted.keys():
+            try:
+                await self._netlink.route("del", dst=f"{IPv4Address(address)}/32", **common)
+            except NetlinkError as error:
+                if error.code != _ESRCH:
+                    raise
+
+    async def remove_host_link(self) -> None:
+        """Undo ensure_host_link, and the routes with it."""
+        try:
+            await self._netlink.rule("del", **_HOST_RULE)
+        except NetlinkError as error:
+            if error.code != _ENOENT:
+                raise
+        try:
+            link = await self.link(HOST_LINK)
+        except LinkError:
+            return
+        if link.kind == "veth":
+            await self._netlink.link("del", index=link.ifindex)
+
     async def addresses(self, ifindex: int) -> list[IPv4Interface]:
         """IPv4 addresses of a link, each with the prefix that is on link by it."""
         return [
@@ -280,7 +378,7 @@ class Links:
             table, length = message.get("table") or message["table"], message["dst_len"]
             if table == _RT_TABLE_LOCAL or length <= 1:  # a default route, or half of one, is no overlap
                 continue
-            if message["type"] == _RTN_BLACKHOLE and message["proto"] == _ROUTE_PROTOCOL:
+            if message["proto"] == _ROUTE_PROTOCOL:
                 continue
             network = IPv4Network((message.get("dst"), length))
             if network.overlaps(supernet):

@@ -136,8 +136,29 @@ class _EthtoolValue(ctypes.Structure):
 
 
 _SIOCETHTOOL = 0x8946  # linux/sockios.h
+_ETHTOOL_OFFLOADS = (0x17, 0x1F, 0x24)  # ETHTOOL_STXCSUM, STSO, SGSO: linux/ethtool.h
 _ETHTOOL_GFLAGS, _ETHTOOL_SFLAGS = 0x25, 0x26  # linux/ethtool.h
 _ETH_FLAG_LRO = 1 << 15
+
+
+def _ethtool(control: socket.socket, name: str, command: int, value: int = 0) -> int:
+    argument = _EthtoolValue(command, value)
+    request = _IfReq(name.encode(), ctypes.addressof(argument))
+    fcntl.ioctl(control, _SIOCETHTOOL, request)
+    return int(argument.value)
+
+
+def _control() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+
+def set_offloads(name: str, on: bool) -> None:
+    """Whether the link takes frames that are to be cut, and to be given checksums, by whoever gets them.
+
+    Raises OSError."""
+    with _control() as control:
+        for command in _ETHTOOL_OFFLOADS:
+            _ethtool(control, name, command, int(on))
 
 
 def switch_off_lro(name: str) -> bool:
@@ -145,22 +166,15 @@ def switch_off_lro(name: str) -> bool:
 
     True if it was on. Raises LinkError where it is on and stays on.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-
-        def ethtool(command: int, value: int = 0) -> int:
-            argument = _EthtoolValue(command, value)
-            request = _IfReq(name.encode(), ctypes.addressof(argument))
-            fcntl.ioctl(control, _SIOCETHTOOL, request)
-            return int(argument.value)
-
+    with _control() as control:
         try:
-            flags = ethtool(_ETHTOOL_GFLAGS)
+            flags = _ethtool(control, name, _ETHTOOL_GFLAGS)
         except OSError:
             return False  # no such driver operation: no LRO either
         if not flags & _ETH_FLAG_LRO:
             return False
         try:
-            ethtool(_ETHTOOL_SFLAGS, flags & ~_ETH_FLAG_LRO)
+            _ethtool(control, name, _ETHTOOL_SFLAGS, flags & ~_ETH_FLAG_LRO)
         except OSError as error:
             raise LinkError(f"uplink {name}: large receive offload cannot be switched off: {error.strerror}") from error
         return True

@@ -31,10 +31,29 @@ static __always_inline __be32 other_end(const struct headers *header, bool outwa
 	return outward ? header->destination_be : header->source_be;
 }
 
+static __always_inline bool is_virtual(const struct host_config *host, __be32 address_be)
+{
+	return (address_be & host->supernet_mask_be) == host->supernet_be;
+}
+
+static __always_inline const struct prefix *prefix_of(__be32 address_be)
+{
+	struct prefix_key key = {.prefix_bits = 32, .address_be = address_be};
+
+	return bpf_map_lookup_elem(&prefixes, &key);
+}
+
+static __always_inline bool is_host(__be32 address_be)
+{
+	const struct prefix *prefix = prefix_of(address_be);
+
+	return prefix && prefix->kind == PREFIX_HOST;
+}
+
 static __always_inline __u32 relation_to(const struct host_config *host, __be32 local_be, __be32 remote_be)
 {
-	if ((remote_be & host->supernet_mask_be) != host->supernet_be)
-		return POLICY_EXTERNAL;
+	if (!is_virtual(host, remote_be))
+		return is_host(remote_be) ? POLICY_HOST : POLICY_EXTERNAL;
 	if ((local_be ^ remote_be) & host->cell_mask_be)
 		return POLICY_OTHER;
 	return (local_be ^ remote_be) & ~host->host_mask_be ? POLICY_CELL : POLICY_SUBNET;
@@ -134,7 +153,9 @@ static __always_inline int flow_police(struct scratch *room, const struct host_c
 
 		if (quoted_be != remote_be) {
 			remote_identity = identity_of(quoted_be);
-			if (!remote_identity && relation_to(host, local_be, quoted_be) != POLICY_EXTERNAL)
+			if (is_host(remote_be))
+				return FLOW_INVALID; /* an error to or from the host about a flow that is not its own */
+			if (!remote_identity && is_virtual(host, quoted_be))
 				return FLOW_UNSURE;
 		}
 		remote_be = quoted_be;

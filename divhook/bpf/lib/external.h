@@ -16,15 +16,9 @@
 #include "arp.h"
 #include "count.h"
 #include "forward.h"
+#include "host.h"
 #include "limit.h"
 #include "nat.h"
-
-static __always_inline const struct prefix *prefix_of(__be32 address_be)
-{
-	struct prefix_key key = {.prefix_bits = 32, .address_be = address_be};
-
-	return bpf_map_lookup_elem(&prefixes, &key);
-}
 
 static __always_inline bool is_on_link(__be32 address_be)
 {
@@ -115,7 +109,11 @@ static __always_inline int forward_to_external(struct __sk_buff *skb, const stru
 	if (!(port->flags & PORT_POLICED) || is_martian(packet->destination_be))
 		return NOT_KNOWN; /* only a policy lets anything out */
 	prefix = prefix_of(packet->destination_be);
-	if (!prefix || prefix->kind == PREFIX_HOST || nat_address(packet->destination_be))
+	if (!prefix)
+		return NOT_KNOWN;
+	if (prefix->kind == PREFIX_HOST)
+		return forward_to_host(skb, port, packet, prefix->route);
+	if (nat_address(packet->destination_be))
 		return NOT_KNOWN;
 	if (port->flags & PORT_TRANSLATED) {
 		way = nat_here();

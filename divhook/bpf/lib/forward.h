@@ -14,11 +14,6 @@
 #include "enforce.h"
 #include "ipv4.h"
 
-static __always_inline bool is_virtual(const struct host_config *host, __be32 address_be)
-{
-	return (address_be & host->supernet_mask_be) == host->supernet_be;
-}
-
 static __always_inline bool same_cell(const struct host_config *host, __be32 a_be, __be32 b_be)
 {
 	return !((a_be ^ b_be) & host->cell_mask_be);

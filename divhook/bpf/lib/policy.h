@@ -85,6 +85,8 @@ static __always_inline bool policy_class(struct scratch *room, const struct port
 	const struct policy_class *found;
 
 	*class = 0;
+	if (question->relation == POLICY_HOST)
+		return true; /* no prefix means it */
 	if (question->relation == POLICY_EXTERNAL) {
 		room->external.prefix_bits = POLICY_CELL_BITS + 32;
 		room->external.cell_be = policy->cell_be;
