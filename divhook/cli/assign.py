@@ -3,19 +3,19 @@
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from divhook.adapters.libvirt_metadata import Description, GuestMetadata, LibvirtMetadataError
 from divhook.cli.errors import CommandError, UsageError
-from divhook.config.configuration import Configuration, PlacementError
+from divhook.config.configuration import Configuration, PlacementError, UnknownPlaceError
 from divhook.config.domain import Assignment, Domain, DomainError, DomainNic, assigned, guest_element, parse_domain
 from divhook.config.load import load
 from divhook.config.model import DEFAULT_DIRECTORY
 from divhook.config.problems import ConfigError
 from divhook.config.values import BadValueError, parse_guest_mac, parse_hostname, parse_ipv4
-from divhook.core.addressing import Mac, address_text, mac_text
+from divhook.core.addressing import Address, Mac, address_text, mac_text
 from divhook.policy.labels import parse_labels
 
 Value = TypeVar("Value")
@@ -30,6 +30,7 @@ examples:
   divhook assign db --cell shop --subnet db --address 10.1.2.20 --hostname db
   divhook assign gateway --mac 52:54:00:12:34:56 --cell lab --subnet web    a guest with several divhook NICs
   divhook assign web-a --cell shop --subnet web --labels tier=web,env=prod
+  divhook assign lb-a --cell shop --subnet web --allow 10.1.1.100          it may take this address, too
   divhook assign web-a --remove
   divhook assign web-a --cell shop --subnet web --print                    only print the XML, for a template"""
 
@@ -43,11 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hostname", type=_typed(parse_hostname), metavar="NAME", help="host name that DHCP gives")
     parser.add_argument(
         "--allow",
-        type=_typed(parse_ipv4),
+        type=_typed(_allowed),
         action="append",
-        default=[],
         metavar="ADDRESS",
-        help="further address that it may take, as VRRP does; may be repeated",
+        help="further address that it may take, as VRRP does; may be repeated (default: what it has in that subnet "
+        "already; `none`: no more)",
     )
     parser.add_argument(
         "--labels", type=_typed(_labels), metavar="K=V,…", help="labels for policies, as in tier=web,env=prod"
@@ -63,6 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _labels(value: object) -> str:
     return ",".join(f"{key}={item}" for key, item in parse_labels(value))
+
+
+def _allowed(value: object) -> Address | None:
+    return None if value == "none" else parse_ipv4(value)
 
 
 def _typed(parse: Callable[[object], Value]) -> Callable[[str], Value]:
@@ -94,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--remove takes the whole assignment away: leave the other options out")
     if not args.remove and not (args.cell and args.subnet):
         raise UsageError("--cell and --subnet are both needed, or --remove")
+    if args.allow and None in args.allow and len(args.allow) > 1:
+        raise UsageError("--allow none takes all further addresses away: leave the others out")
     try:
         configuration = load(args.config)
     except ConfigError as error:
@@ -104,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
     wanted = (
         None
         if args.remove
-        else Assignment(args.cell, args.subnet, args.address, args.hostname, args.labels, tuple(args.allow))
+        else Assignment(
+            args.cell, args.subnet, args.address, args.hostname, args.labels, tuple(a for a in args.allow or () if a)
+        )
     )
     try:
         if args.print and wanted is not None:
@@ -124,6 +133,9 @@ def _write(
     parts = [_Part(d, _without_metadata(d.xml, host.network, host.bridge)) for d in guest.descriptions()]
     mac = _choose(parts, args, host.network)
     nic = next((n for p in parts if (n := p.domain.nic(mac)) is not None), None)
+    dropped: tuple[Address, ...] = ()
+    if wanted is not None and args.allow is None:
+        wanted, dropped = _keep_allowed(configuration, wanted, parts, mac)
     if wanted is not None and nic is not None:
         _check(configuration, DomainNic(mac, assignment=wanted, only=nic.only), args)
     changed = []
@@ -139,10 +151,34 @@ def _write(
     what = "no cell and subnet any more" if wanted is None else f"cell {wanted.cell}, subnet {wanted.subnet}"
     if wanted is not None and wanted.address is not None:
         what += f", address {address_text(wanted.address)}"
+    if wanted is not None and wanted.allowed:
+        what += f", may take {_listed(wanted.allowed)}"
     print(f"guest '{args.guest}', NIC {mac_text(mac)}: {what} (written to its {' and '.join(changed)})")
+    if dropped:
+        print(f"It may no more take {_listed(dropped)}, which belong to its former subnet.")
     if "running guest" in changed:
         print("It runs: labels count at once, all else takes effect at its next start.")
     return 0
+
+
+def _listed(addresses: tuple[Address, ...]) -> str:
+    return ", ".join(address_text(a) for a in addresses)
+
+
+def _keep_allowed(
+    configuration: Configuration, wanted: Assignment, parts: list[_Part], mac: Mac
+) -> tuple[Assignment, tuple[Address, ...]]:
+    """The assignment with the addresses that the NIC may take already, and those that it loses with its subnet."""
+    before = next((n.assignment for p in parts if (n := p.domain.nic(mac)) is not None and n.assignment), None)
+    if before is None or not before.allowed:
+        return wanted, ()
+    try:
+        there, here = (configuration.find_subnet(a.cell, a.subnet).id for a in (before, wanted))
+    except UnknownPlaceError:
+        there, here = (before.cell, before.subnet), (wanted.cell, wanted.subnet)  # type: ignore[assignment]
+    if there != here:
+        return wanted, before.allowed
+    return replace(wanted, allowed=before.allowed), ()
 
 
 def _without_metadata(xml: str, network: str, bridge: str) -> Domain:

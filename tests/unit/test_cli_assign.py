@@ -9,7 +9,7 @@ import pytest
 
 from divhook.cli.main import main
 from divhook.config.domain import Assignment, parse_domain
-from divhook.core.addressing import parse_address, parse_mac
+from divhook.core.addressing import address_text, parse_address, parse_mac
 
 URI = "test:///default"
 MAC, MAC2 = "52:54:00:11:22:33", "52:54:00:44:55:66"
@@ -88,6 +88,30 @@ def test_assign_writes_both_descriptions_of_a_running_guest(define: Define, run:
         "It runs: labels count at once, all else takes effect at its next start.\n"
     )
     assert assignments(domain, CONFIG) == assignments(domain, LIVE) == [Assignment("shop", "db")]
+
+
+def test_allowed_addresses_stay_until_they_are_taken_away_or_the_subnet_is_another(define: Define, run: Run) -> None:
+    domain = define(MAC)
+    place, first, second = ("web-a", "--cell", "shop", "--subnet", "web"), "10.1.1.100", "10.1.1.101"
+
+    def allowed() -> list[str]:
+        [found] = assignments(domain)
+        return [address_text(a) for a in found.allowed] if found is not None else []
+
+    run(*place, "--allow", first, "--allow", second)
+    code, out, _ = run("web-a", "--cell", "1", "--subnet", "1", "--labels", "tier=web")
+    assert (code, allowed()) == (0, [first, second])
+    assert (
+        out == f"guest 'web-a', NIC {MAC}: cell 1, subnet 1, may take {first}, {second} (written to its definition)\n"
+    )
+    run(*place, "--allow", second)
+    assert allowed() == [second]
+    code, out, _ = run("web-a", "--cell", "shop", "--subnet", "db")
+    assert (code, allowed()) == (0, [])
+    assert out.endswith(f"It may no more take {second}, which belong to its former subnet.\n")
+    run(*place, "--allow", first)
+    assert run(*place, "--allow", "none")[0] == 0
+    assert allowed() == []
 
 
 def test_assign_leaves_the_other_nics_alone(define: Define, run: Run) -> None:
@@ -210,6 +234,10 @@ def test_print_needs_no_libvirt_and_gives_xml_for_a_template(run: Run) -> None:
     ("argv", "text"),
     [
         (["--cell", "shop"], "divhook: --cell and --subnet are both needed, or --remove\n"),
+        (
+            ["--cell", "shop", "--subnet", "web", "--allow", "none", "--allow", "10.1.1.9"],
+            "divhook: --allow none takes all",
+        ),
         (["--remove", "--cell", "shop"], "divhook: --remove takes the whole assignment away: leave the other options"),
     ],
 )
