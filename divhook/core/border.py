@@ -313,21 +313,22 @@ class Border:
             out.extend(ToWire(_ipv4_frame(mac, self._pmac, piece)) for piece in held.pieces)
             return
         assert isinstance(held, HeldIn)
+        self._again(held, now, out)
+
+    def _again(self, held: HeldIn, now: float, out: list[Output]) -> None:
+        """Something is known now of those that may have sent it; of a route, perhaps not of all."""
         header = header_untrusted(held.packet)
-        reason: DropReason | None = DropReason.EXTERNAL_SPOOF
-        if held.mac == mac and self.translates(header.destination):
-            reason = self._into_nat(mac, header, held.packet, out)
-        elif held.mac == mac:
-            local = self._ports.at(header.destination)
-            reason = DropReason.NOT_LOCAL
-            if local is not None and local.state is PortState.ACTIVE:
-                reason = self._to_guest(mac, local, header, held.packet, now, out)
+        decide = self.from_wire_translated if self.translates(header.destination) else self.from_wire
+        reason = decide(held.mac, header, held.packet, now, out)
         if reason is not None:
             out.append(Drop(reason, PORT_WIRE, held.packet))
 
     def _silent(self, held: object, event: ExternalSilent, now: float, out: list[Output]) -> None:
         if isinstance(held, HeldIn):
-            out.append(Drop(DropReason.EXTERNAL_SPOOF, PORT_WIRE, held.packet))
+            if event.reason is DropReason.EXTERNAL_UNREACHABLE:
+                self._again(held, now, out)
+            else:
+                out.append(Drop(event.reason, PORT_WIRE, held.packet))
             return
         if isinstance(held, HeldTranslated):  # other next hops have its flows now, or nobody has
             out.append(Drop(event.reason, PORT_WIRE, held.packet))

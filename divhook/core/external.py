@@ -350,7 +350,7 @@ class Externals:
                     entry.heard_s = now
                     self._use(entry, now)
                     return Outcome.DELIVER
-            return DropReason.EXTERNAL_SPOOF
+            return self._ask_next_hops(found, now, held)
         entry = self._get(source) or self._add(source)
         if not entry.usable:
             if entry.state is _S.FAILED:
@@ -366,6 +366,18 @@ class Externals:
         entry.heard_s = now
         self._use(entry, now)
         return Outcome.DELIVER
+
+    def _ask_next_hops(self, route: Route, now: float, held: object) -> Outcome | DropReason:
+        """A frame from none that is known: one that nobody has asked yet may have sent it, as to a guest that has just
+        come to a host that never had to do with its router."""
+        unknown = [entry for hop in route.hops if not (entry := self._hops[hop.address]).usable]
+        for entry in unknown:
+            if entry.state is _S.FAILED and now >= entry.retry_at_s and self._host_misses.take(now):
+                self._ask_afresh(entry, now)
+        waiting = next((entry for entry in unknown if entry.state is _S.INCOMPLETE), None)
+        if waiting is None:
+            return DropReason.EXTERNAL_SPOOF
+        return self._hold.add(waiting.held, held) or Outcome.PENDING
 
     # ------------------------------------------------------------------ ARP
 

@@ -262,6 +262,9 @@ def test_a_routed_source_must_come_from_one_of_its_next_hops(wire: Wire) -> None
     wire.answer()
     check = wire.machine.check_source
     assert check(FAR, MACS[TWO], wire.now, None) is Outcome.DELIVER
+    wire.alive = {TWO: MACS[TWO]}
+    assert check(FAR, MACS[ONE], wire.now, "who is asked now") is Outcome.PENDING
+    wire.wait(0.95)
     assert check(FAR, MACS[ONE], wire.now, None) is DropReason.EXTERNAL_SPOOF
     assert check(FAR, THIEF, wire.now, None) is DropReason.EXTERNAL_SPOOF
     assert check(parse_address("203.0.113.1"), MACS[TWO], wire.now, None) is DropReason.EXTERNAL_UNSUPPORTED

@@ -101,6 +101,30 @@ def test_a_packet_from_outside_comes_from_the_router(net: Net, source: Address, 
     assert wire_sends(net, mac, packet) == [ToGuest(DB.port, ipv4(DB.vmac, RMAC[DB.subnet], decrement_ttl(packet)))]
 
 
+def test_a_router_that_this_host_has_not_met_is_asked_and_its_packet_waits(net: Net) -> None:
+    """A guest has come here from another host, and is sent to by a router that needs not ask where it is."""
+    packet = echo(FAR, WEB.address or b"")
+    assert wire_sends(net, GATE, packet) == [ToWire(request_frame(HOST_A, OWN, HOP))]
+    forged = echo(FAR, WEB.address or b"", identification=2)
+    assert wire_sends(net, SERVER, forged) == []  # may be it, for all that is known
+    out = arp(net, GATE, HOP, OWN)
+    assert ToGuest(WEB.port, ipv4(WEB.vmac, RMAC[WEB.subnet], decrement_ttl(packet))) in out
+    assert (PORT_WIRE, DropReason.EXTERNAL_SPOOF) in drops(out)
+    assert len([each for each in out if isinstance(each, ToGuest)]) == 1
+
+
+def test_a_next_hop_that_stays_silent_has_sent_nothing(net: Net) -> None:
+    packet = echo(FAR, WEB.address or b"")
+    wire_sends(net, GATE, packet)
+    out: list[Output] = []
+    for _ in range(10):
+        net.now += 0.1
+        net.a.pipeline.on_timer(net.now)
+        out += net.a.pipeline.collect(net.now)
+    assert (PORT_WIRE, DropReason.EXTERNAL_SPOOF) in drops(out)
+    assert not [each for each in out if isinstance(each, ToGuest)]
+
+
 def test_without_a_policy_nothing_goes_out_or_in_and_no_arp_is_answered(net: Net) -> None:
     from pipeline_hosts import APP
 
@@ -150,7 +174,8 @@ def test_what_is_refused_says_why(net: Net) -> None:
     assert isinstance(out[0], ToGuest)
     assert out[0].frame[34:36] == b"\x03\x00"
     assert drops(wire_sends(net, GATE, echo(OUTSIDE, web))) == [(PORT_WIRE, DropReason.EXTERNAL_SPOOF)]
-    assert drops(wire_sends(net, GATE, echo(FAR, web))) == [(PORT_WIRE, DropReason.EXTERNAL_SPOOF)]
+    met(net, HOP, GATE)
+    assert drops(wire_sends(net, SERVER, echo(FAR, web))) == [(PORT_WIRE, DropReason.EXTERNAL_SPOOF)]
     assert drops(wire_sends(net, SERVER, echo(parse_address("203.0.113.7"), web))) == [
         (PORT_WIRE, DropReason.EXTERNAL_UNSUPPORTED)
     ]
