@@ -6,6 +6,10 @@ bound the queue, and without `bypass` in the rules the kernel drops.
 
 netfilterqueue 1.1.0 reads into 4,096 bytes and loses, without a word, packets above about 3,990. So this module reads
 the socket itself and hands over what it read; and it sets the copy range anew after bind(), which caps it at 4,016.
+
+Of a packet that the kernel has cut it tells bytes of the IP header for a source MAC: the segment's own MAC header is
+gone. The program at the uplink puts the MAC of such a packet into its mark and its priority, which segments inherit
+(bpf/abi.h).
 """
 
 import contextlib
@@ -34,6 +38,8 @@ _BUFFER = MAX_PACKET + 4096  # a message: the packet and its metadata
 _SOL_NETLINK, _NETLINK_NO_ENOBUFS = 270, 5
 _NFQNL_MSG_CONFIG, _NFQA_CFG_PARAMS = (3 << 8) | 2, 2  # linux/netfilter/nfnetlink_queue.h
 _NLM_F_REQUEST = 1
+_HEADERS, _NFQA_PRIORITY = 20, 21  # nlmsghdr and nfgenmsg; linux/netfilter/nfnetlink_queue.h, since Linux 5.18
+_MARK_SEGMENTS = 0x400  # bpf/abi.h
 
 DivertCallback = Callable[[int, bytes | None, bytes], None]
 """(mark, source MAC or None, IPv4 packet)."""
@@ -48,6 +54,17 @@ class QueueCounts:
     user_dropped: int
 
 
+def _priority(message: bytes) -> bytes:
+    """The packet's priority, of four bytes; zero is not told."""
+    at = _HEADERS
+    while at + 4 <= len(message):
+        length, kind = struct.unpack_from("=HH", message, at)
+        if kind == _NFQA_PRIORITY or length < 4:
+            return message[at + 4 : at + 8]
+        at += (length + 3) & ~3
+    return bytes(4)
+
+
 class DivertQueue:
     """One NFQUEUE, bound for as long as this lives. Raises OSError where another process has it."""
 
@@ -55,6 +72,7 @@ class DivertQueue:
         self._number = queue_number
         self._callback = callback
         self._left = 0
+        self._message = b""
         self._error: Exception | None = None
         self._queue = NetfilterQueue()
         with warnings.catch_warnings():
@@ -87,15 +105,18 @@ class DivertQueue:
         """What netfilterqueue calls for the next message: bounded per read(), and with room for any packet."""
         if self._left == 0:
             raise BlockingIOError(errno.EAGAIN, "enough for now")
-        data = self._socket.recv(_BUFFER, socket.MSG_DONTWAIT)
+        self._message = self._socket.recv(_BUFFER, socket.MSG_DONTWAIT)
         self._left -= 1
-        return data
+        return self._message
 
     def _packet(self, packet: Packet) -> None:
         packet.drop()
         try:
-            hardware = packet.get_hw()
-            self._callback(packet.get_mark(), hardware[:6] if hardware else None, packet.get_payload())
+            hardware, mark = packet.get_hw(), packet.get_mark()
+            if mark & _MARK_SEGMENTS:
+                hardware = (mark >> 16).to_bytes(2, "big") + _priority(self._message)
+                mark &= 0xFFFF & ~_MARK_SEGMENTS
+            self._callback(mark, hardware[:6] if hardware else None, packet.get_payload())
         except Exception as error:  # through libnetfilter_queue it would lose its way
             self._error = error
 

@@ -42,7 +42,8 @@ def external_map(config: ExternalConfig, uplink_mtu: int) -> ExternalMap:
 
 
 class Outside:
-    """Keeps the kernel's part. enabled: the fast path; without it every frame is the agent's.
+    """Keeps the kernel's part. enabled: the fast path; without it every frame is the agent's, and the kernel knows
+    servers and next hops so that their frames have the larger share of what it hands on.
 
     host_ifindex: of the link by which the host's stack has packets of guests.
     """
@@ -66,11 +67,11 @@ class Outside:
 
     def wants(self, addresses: Iterable[Address]) -> bool:
         """Whether `used` has something to publish."""
-        return self._enabled and any(a not in self._published for a in addresses)
+        return any(a not in self._published for a in addresses)
 
     def knows(self, address: Address) -> bool:
         """Whether the kernel forwards to it by itself."""
-        return address in self._published
+        return self._enabled and address in self._published
 
     def used(self, addresses: Iterable[Address]) -> None:
         """The slow path has just sent to these servers and next hops, or delivered from them."""
@@ -102,14 +103,14 @@ class Outside:
 
     def adopt(self, address: Address, entry: ExternalEndpoint, now: float) -> bool:
         """An agent before this one had published it: as if it had just asked for a guest. Whether it stays."""
-        if self._enabled and self._externals.adopt(address, entry.mac, now):
+        if self._externals.adopt(address, entry.mac, now):
             self._published.add(address)
             return True
         return False
 
     def _publish(self, address: Address) -> None:
         mac = self._externals.mac(address)
-        if not self._enabled or mac is None:
+        if mac is None:
             self._take_back(address)
             return
         try:

@@ -8,8 +8,9 @@
  *
  *      31           16 15       9  8  7        0
  *     +---------------+----------+---+----------+
- * mark|    port id    |    0   N | G |   0xd1   |   G: the frame's destination MAC was a group address
+ * mark|    port id    |   0  S N | G |   0xd1   |   G: the frame's destination MAC was a group address
  *     +---------------+----------+---+----------+   port id 0: the uplink; with N (bit 9) the namespace that translates
+ * With S (bit 10) from the uplink, and to be cut: MARK_SEGMENTS.
  */
 #pragma once
 
@@ -20,6 +21,7 @@
 #define MARK_DIVERT 0xd1
 #define MARK_GROUP 0x100
 #define MARK_NAT 0x200
+#define MARK_SEGMENTS 0x400 /* in the place of the port id two octets of the source MAC; the others in priority */
 #define MARK_PORT_SHIFT 16
 
 /* Bounds of the tables. */

@@ -289,6 +289,15 @@ static __always_inline bool is_peer(const struct mac *source)
 	return bpf_map_lookup_elem(&peers, &key);
 }
 
+/* Whether a packet is from outside, and its sender one that has answered the host's ARP: no stranger. */
+static __always_inline bool answers_outside(const struct host_config *host, const struct packet *packet,
+					    const struct mac *source)
+{
+	const struct prefix *prefix = is_virtual(host, packet->source_be) ? 0 : prefix_of(packet->source_be);
+
+	return prefix && speaker_of(prefix, packet->source_be, source);
+}
+
 /* A valid IPv4 packet with a virtual address, in a frame from `source` to this host or to a joined group. */
 static __always_inline int wire_packet(struct __sk_buff *skb, const struct host_config *host,
 				       const struct packet *packet, const struct mac *source, bool group)
@@ -317,10 +326,17 @@ static __always_inline int wire_packet(struct __sk_buff *skb, const struct host_
 		if (verdict != NOT_KNOWN)
 			return verdict;
 	}
-	bucket = is_peer(source) ? BUCKET_PEER_IPV4 : BUCKET_STRANGER_IPV4;
+	bucket = is_peer(source) || answers_outside(host, packet, source) ? BUCKET_PEER_IPV4 : BUCKET_STRANGER_IPV4;
 	if (!conforms(skb, PORT_WIRE, bucket, &host->wire_rates[bucket]))
 		return drop(skb, PORT_WIRE, DIVERT_RATE_LIMITED);
 	skb->mark = divert_mark(PORT_WIRE, group);
+	if (skb->gso_size) { /* the kernel queues its segments one by one, and tells a wrong source MAC of them */
+		__u32 last;
+
+		__builtin_memcpy(&last, &source->octets[2], sizeof(last));
+		skb->mark |= MARK_SEGMENTS | (__u32)(source->octets[0] << 8 | source->octets[1]) << MARK_PORT_SHIFT;
+		skb->priority = bpf_ntohl(last);
+	}
 	count_diverted(skb, PORT_WIRE);
 	return PASS;
 }

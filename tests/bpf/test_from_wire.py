@@ -5,6 +5,7 @@ import pytest
 from bpf_bench import Bench
 from bpf_frames import PMAC, STRANGER, ethernet
 
+from divhook.adapters.bpf import FROM_WIRE, PASS
 from divhook.core.reasons import DropReason as R
 
 
@@ -137,6 +138,14 @@ UNTOUCHED = {
     "discovery for another": f.discovery(destination=f.OTHER_MAC),
     "the experimental EtherType of somebody else": f.discovery(ethertype=f.DISCOVERY, magic=0x1234),
 }
+
+
+def test_a_packet_that_is_to_be_cut_bears_its_source_mac_where_segments_inherit_it(bench: Bench) -> None:
+    segments = f.ethernet(
+        f.ipv4(protocol=6, payload=bytes(12) + b"\x50" + bytes(2007)), destination=f.PMAC, source=f.PEER
+    )
+    ran = bench.programs.test_run(FROM_WIRE, segments, bench.uplink, gso_size=500, gso_segs=4)
+    assert (ran.verdict, ran.mark) == (PASS, int.from_bytes(f.PEER[:2], "big") << 16 | 0x4D1)
 
 
 @pytest.mark.parametrize("frame", DIVERTED.values(), ids=DIVERTED)
