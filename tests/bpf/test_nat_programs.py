@@ -63,6 +63,10 @@ class BothNat(Both):
         return out if reason is None else [*out, Drop(reason, 0, packet)]
 
     def check(self, program: str, frame: bytes) -> None:
+        header = header_untrusted(frame[14:])
+        if program == FROM_GUEST and header.destination == OWN:
+            self.check_host(program, frame, header, frame[14:])
+            return
         out = self.decide(program, frame)
         before = self.bench.programs.drop_counters()
         ran = self.bench.programs.test_run(program, frame, self.bench.port)
