@@ -135,6 +135,8 @@ class NatService:
                     await asyncio.to_thread(self._namespace.forget)
                 self._programs.nat.open(ifindex, NAT_MAC)
                 self._border.nat = Nat(NAT_MAC, plan.pool, plan.host)
+                self._border.announce_pool(self._dataplane.now())
+                self._dataplane.inject(self._dataplane.now(), [])
                 if plan.host is not None:
                     _warn_of_ports(*self._namespace.host_ports())
                 self._dataplane.nat_ifindex = self.ifindex = ifindex

@@ -152,6 +152,7 @@ struct rate {
 
 /* host_config.flags */
 #define HOST_FASTPATH 1 /* forward what map `endpoints` knows; else every valid frame is the agent's */
+#define HOST_NAT 16	/* map `nat` has a way, and `nat_addresses` is looked at */
 
 /* Map `config`, one entry: this host. abi_version 0: not configured yet. */
 struct host_config {

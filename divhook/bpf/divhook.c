@@ -330,13 +330,7 @@ static __always_inline int wire_packet(struct __sk_buff *skb, const struct host_
 	if (!conforms(skb, PORT_WIRE, bucket, &host->wire_rates[bucket]))
 		return drop(skb, PORT_WIRE, DIVERT_RATE_LIMITED);
 	skb->mark = divert_mark(PORT_WIRE, group);
-	if (skb->gso_size) { /* the kernel queues its segments one by one, and tells a wrong source MAC of them */
-		__u32 last;
-
-		__builtin_memcpy(&last, &source->octets[2], sizeof(last));
-		skb->mark |= MARK_SEGMENTS | (__u32)(source->octets[0] << 8 | source->octets[1]) << MARK_PORT_SHIFT;
-		skb->priority = bpf_ntohl(last);
-	}
+	tell_sender(skb, source);
 	count_diverted(skb, PORT_WIRE);
 	return PASS;
 }
@@ -350,11 +344,10 @@ static __always_inline int wire_ipv4(struct __sk_buff *skb, const struct host_co
 	/* A header too short to show its addresses leaves them zero: the host's stack refuses it. */
 	bool theirs = !is_virtual(host, packet.source_be) && !is_virtual(host, packet.destination_be);
 
-	if (theirs && (to != TO_HOST || !nat_address(packet.destination_be)))
-		return PASS;
-	if (theirs && nat_address(packet.destination_be) == NAT_HOST &&
-	    (frame->tagged || reason != VALID || mac_is_group(&frame->ethernet.source)))
-		return PASS; /* the host's stack knows what to do with it */
+	if (theirs)
+		return to == TO_HOST && nat_address(host, packet.destination_be) ?
+			       wire_to_nat(skb, host, frame->l3, divert_mark(PORT_WIRE, false)) :
+			       PASS;
 	if (to == TO_MULTICAST)
 		return drop(skb, PORT_WIRE, L2_MULTICAST_MISMATCH);
 	if (frame->tagged)
@@ -363,8 +356,6 @@ static __always_inline int wire_ipv4(struct __sk_buff *skb, const struct host_co
 		return drop(skb, PORT_WIRE, SOURCE_MAC_GROUP);
 	if (reason != VALID)
 		return drop(skb, PORT_WIRE, reason);
-	if (theirs)
-		return wire_to_nat(skb, host, &packet, &frame->ethernet.source, divert_mark(PORT_WIRE, false));
 	return wire_packet(skb, host, &packet, &frame->ethernet.source, to == TO_GROUP);
 }
 
@@ -406,11 +397,12 @@ int from_wire(struct __sk_buff *skb)
 		bool theirs = !is_virtual(host, start->headers.source_be) &&
 			      !is_virtual(host, start->headers.destination_be);
 
-		if (theirs && !nat_address(start->headers.destination_be))
-			return PASS; /* the host's own traffic */
+		if (theirs)
+			return nat_address(host, start->headers.destination_be) ?
+				       wire_to_nat(skb, host, ETH_LEN, divert_mark(PORT_WIRE, false)) :
+				       PASS; /* the host's own traffic */
 		if (!mac_is_group(&source) && !mac_is_zero(&source) && ordinary_valid(skb, start, &packet))
-			return theirs ? wire_to_nat(skb, host, &packet, &source, divert_mark(PORT_WIRE, false)) :
-					wire_packet(skb, host, &packet, &source, false);
+			return wire_packet(skb, host, &packet, &source, false);
 	}
 	if (!frame_parse_untrusted(skb, &frame))
 		return PASS;
@@ -448,7 +440,7 @@ int from_nat(struct __sk_buff *skb)
 	    packet_parse_untrusted(skb, frame.l3, &packet) != VALID)
 		return drop(skb, PORT_WIRE, NAT_UNTRANSLATED);
 	reply = is_virtual(host, packet.destination_be);
-	if (!reply && (is_virtual(host, packet.source_be) || !nat_address(packet.source_be)))
+	if (!reply && (is_virtual(host, packet.source_be) || !nat_address(host, packet.source_be)))
 		return drop(skb, PORT_WIRE, NAT_UNTRANSLATED);
 	if (host->flags & HOST_FASTPATH)
 		verdict = reply ? nat_to_guest(skb, host, &packet) : nat_to_wire(skb, host, &packet);

@@ -86,6 +86,14 @@ def render(status: Row, endpoints: Iterable[Row], drops: Iterable[Row], rules: I
     text = "Frames that the kernel could not hand to the agent."
     lost = [({"where": key.removesuffix("_lost")}, status["slow_path"][key]) for key in ("queue_lost", "socket_lost")]
     out.family("frames_lost_total", "counter", text, lost)
+    nat = status["nat"]
+    if nat["cells"]:
+        out.single("nat_ok", "gauge", "Whether all cells with source NAT are translated.", int(nat["state"] == "ok"))
+        out.single("nat_connections", "gauge", "Connections that are translated now.", nat["connections"])
+        out.single("nat_connections_limit", "gauge", "As many as the kernel keeps.", nat["limit"])
+        text = "Connections of source NAT that found no room, by why."
+        why = [({"why": key}, nat[key]) for key in ("refused", "table_full", "no_port")]
+        out.family("nat_refused_total", "counter", text, why)
     moves = status["moves"]
     text = "Guests that move, by direction."
     out.family("moves", "gauge", text, [({"direction": key}, moves[key]) for key in ("leaving", "coming")])

@@ -25,7 +25,7 @@ from divhook.core.nat import Nat
 from divhook.core.outputs import Drop, Output, ToNat, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Router
-from divhook.core.wire.arp import ARP_REQUEST, parse_arp_untrusted, reply_frame
+from divhook.core.wire.arp import ARP_REQUEST, Arp, parse_arp_untrusted, reply_frame
 from divhook.core.wire.errors import WireError
 from divhook.core.wire.ethernet import ETH_HEADER, ZERO_MAC, is_group
 from divhook.core.wire.ipv4 import Header, decrement_ttl, fragment, header_untrusted
@@ -250,6 +250,19 @@ class Border:
         out.extend(ToNat(each.frame) for each in told if isinstance(each, ToWire))
         return refused
 
+    def announce_pool(self, now: float) -> None:
+        """Whoever knew NAT's addresses elsewhere learns that they are here; whoever has one, too, answers."""
+        for address in sorted(self.nat.pool) if self.nat is not None else ():
+            if self.externals.map.is_on_link(address):
+                self.externals.announce(address, now)
+
+    def _pool_claimed(self, arp: Arp, source: Mac, now: float) -> DropReason:
+        """ARP of another machine from an address of the pool: it is told, and defended (RFC 5227 §2.4 c)."""
+        if arp.sha != source or source == self._pmac:
+            return DropReason.EXTERNAL_SPOOF
+        self.externals.defend(arp.spa, arp.sha, now)
+        return DropReason.EXTERNAL_CONFLICT
+
     # ------------------------------------------------------------------ ARP
 
     def arp_untrusted(self, frame: bytes, now: float) -> list[Output]:
@@ -267,6 +280,8 @@ class Border:
         source = frame[6:12]
         if self._plan.contains(arp.spa):
             return DropReason.UNKNOWN_HOST  # nobody claims a virtual address by plain ARP
+        if self.nat is not None and arp.spa in self.nat.pool:
+            return self._pool_claimed(arp, source, now)
         if self.nat is not None and arp.tpa in self.nat.pool and arp.operation == ARP_REQUEST:
             if arp.sha != source or is_group(source) or source in (ZERO_MAC, self._pmac):
                 return DropReason.EXTERNAL_SPOOF

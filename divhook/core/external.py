@@ -48,6 +48,8 @@ NEGATIVE_S = 2.0
 """A silent server is asked no more for this long, and guests are told at once."""
 RIVAL_SPACING_S = 1.0
 """A claim by another MAC makes the holder be asked, so often at most."""
+DEFEND_SPACING_S = 10.0
+"""Against another machine that claims an address of ours, that is announced so often at most (RFC 5227 §2.4 c)."""
 CONFLICT_TELL_S = 60.0
 """A conflict is told so often at most, per address; every single one is counted."""
 ANNOUNCE_COUNT = 3
@@ -261,6 +263,7 @@ class Externals:
         self._port_misses: dict[int, TokenBucket] = {}
         self._rivals = Spacing(RIVAL_SPACING_S, MAX_EXTERNALS)
         self._told = Spacing(CONFLICT_TELL_S, MAX_EXTERNALS)
+        self._defended = Spacing(DEFEND_SPACING_S, MAX_EXTERNALS)
         self._frames: list[bytes] = []
         self._events: list[ExternalEvent] = []
 
@@ -410,6 +413,13 @@ class Externals:
         """A guest is here now: externals that knew it elsewhere learn of it, by gratuitous ARP from pmac."""
         if self.map.on_link:
             self._announce(address, ANNOUNCE_COUNT, now)
+
+    def defend(self, address: Address, rival: Mac, now: float) -> None:
+        """Another machine claims an address of this host: told, and announced again, each so often at most."""
+        if self._defended.allow(address, now):
+            self._frames.append(request_frame(self._pmac, address, address))
+        if self._told.allow(address, now):
+            self._events.append(ExternalConflict(address, self._pmac, rival))
 
     def _announce(self, address: Address, left: int, now: float) -> None:
         self._frames.append(request_frame(self._pmac, address, address))

@@ -280,7 +280,8 @@ def _wire_plain_arp(facts: WireFacts, to: Addressed, tagged: bool, payload: byte
     if about_guests and (tagged or facts.plan.contains(spa)):
         return DropReason.VLAN_TAGGED if tagged else DropReason.UNKNOWN_HOST
     asks = payload[6:8] == ARP_REQUEST.to_bytes(2, "big")
-    if not about_guests and not tagged and asks and facts.nat is not None and payload[24:28] in facts.nat.pool:
+    pool = facts.nat.pool if facts.nat is not None else frozenset()
+    if not about_guests and not tagged and asks and payload[24:28] in pool and spa not in pool:
         return Divert(Lane.DISCOVERY, to is not Addressed.HOST)
     if tagged or not facts.externals.is_on_link(spa):
         return DropReason.UNKNOWN_HOST if about_guests else None

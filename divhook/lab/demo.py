@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from divhook.core.addressing import AddressPlan, parse_mac
 from divhook.lab.cli import interrupt_on_sigterm
 from divhook.lab.errors import LabError
 from divhook.lab.guest import GuestSpec, LabGuest, Nic
-from divhook.lab.lab import NETWORK, Lab, default_directory
+from divhook.lab.lab import FIRST_STATION, NETWORK, SYSCTL_NO_IPV6, Lab, default_directory
+from divhook.lab.namespaces import Namespaces
 from divhook.lab.processes import wait_until
 from divhook.lab.wire import examine, read_pcap
 
@@ -39,10 +41,17 @@ subnets: {db: {ingress: deny}}
 ingress:
   - {from: {labels: tier=front}, to: {subnet: db}, allow: icmp/ping}
 """
+ROUTER = f"{NETWORK}.{FIRST_STATION + 1}"
+"""The second station on the switch."""
+BEHIND = "198.51.100.10"
 SETTINGS = f"""\
 external:
   on_link:
     - prefix: {NETWORK}.0/24
+  routes:
+    - {{prefix: 198.51.100.0/24, via: [{{address: {ROUTER}}}]}}
+  pools:
+    public: {NETWORK}.2${{number}}0
 """
 OUTSIDE_POLICY = f"""\
 cell: shop
@@ -50,6 +59,11 @@ egress:
   - {{from: {{subnet: web}}, to: {{cidr: {NETWORK}.0/24}}, allow: icmp/ping}}
 ingress:
   - {{from: {{cidr: {NETWORK}.0/24}}, to: {{guest: web2}}, allow: icmp/ping}}
+"""
+NAT_POLICY = """\
+cell: shop
+egress:
+  - {from: {subnet: web}, to: {cidr: 198.51.100.0/24}, allow: tcp/8080}
 """
 STREAM_SECONDS = 1
 
@@ -323,6 +337,55 @@ class Demo:
             self.story.check(f"{name} → server: not permitted, not answered", result.received == 0, str(result))
         self._policy(None)
 
+    def nat(self) -> None:
+        """A web server behind a router, and nobody there knows the way to a guest."""
+        self.story.chapter("A network behind a router that knows nothing of guests: source NAT")
+        router, behind = self.lab.add_station("router"), Namespaces(self.lab.directory / "ns", "behind")
+        behind.create(("net",), SYSCTL_NO_IPV6)
+        router.ip(
+            f"link add in0 type veth peer name up0 netns {behind.file('net')}",
+            "address add 198.51.100.1/24 dev in0",
+            "link set in0 up",
+        )
+        router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        behind.ip(f"address add {BEHIND}/24 dev up0", "link set up0 up", "route add default via 198.51.100.1")
+        pages = self.lab.directory / "pages"
+        pages.mkdir(exist_ok=True)
+        (pages / "index.html").write_text("hello from behind the router\n")
+        for line in NAT_POLICY.rstrip().splitlines():
+            self.story.note("  " + line)
+        self._policy(NAT_POLICY)
+        command = behind.enter(sys.executable, "-u", "-m", "http.server", "8080", "--directory", str(pages))
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+            try:
+                wait_until(lambda: ":8080" in behind.run("ss", "-ltn").stdout, 10)
+                self.story.check("without NAT no answer finds its way back to web1", not self._wget("web1", 2))
+                self._snat("{pool: public}")
+                self.story.note("  cells/shop.yaml: snat: {pool: public}")
+                for name in ("web1", "web2"):
+                    text = self._wget(name, 10)
+                    self.story.check(f"{name} reads a page there", "hello" in text, text.strip())
+                self.story.check("db1, not permitted, does not", not self._wget("db1", 1))
+            finally:
+                server.kill()
+                log = server.stderr.read() if server.stderr else ""
+        clients = sorted(set(re.findall(r"^([\d.]+) - -", log, re.MULTILINE)))
+        claim = "the server has seen an address of each host's pool, and no guest's"
+        self.story.check(claim, clients == [f"{NETWORK}.210", f"{NETWORK}.220"], ", ".join(clients))
+        self._snat(None)
+        self._policy(None)
+
+    def _wget(self, name: str, wait_s: int) -> str:
+        command = f"timeout {wait_s} wget -q -O - http://{BEHIND}:8080/ 2>/dev/null"
+        return self.guests[name].run(command, timeout_s=wait_s + 20).output
+
+    def _snat(self, how: str | None) -> None:
+        for host in self.lab.hosts.values():
+            path = host.root / "etc-divhook" / "cells" / "shop.yaml"
+            lines = [line for line in path.read_text().splitlines(keepends=True) if not line.startswith("snat:")]
+            path.write_text("".join(lines) + (f"\nsnat: {how}\n" if how else ""))
+            host.divhook("reload")
+
     def _policy(self, text: str | None) -> None:
         for host in self.lab.hosts.values():
             path = host.root / "etc-divhook" / "policies" / "shop.yaml"
@@ -427,6 +490,7 @@ def tell(lab: Lab, story: Story) -> None:
     demo.wire(capture.stop(), capture.dropped)
     demo.policy()
     demo.outside()
+    demo.nat()
     demo.fast_path()
 
 

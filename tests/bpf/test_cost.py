@@ -19,7 +19,7 @@ from divhook.adapters.bpf import FROM_GUEST, FROM_WIRE
 from divhook.adapters.bpf.flows import kernel_ticks_per_s
 from divhook.adapters.bpf.policy import PolicyMaps
 from divhook.adapters.bpf.program_info import program_info
-from divhook.adapters.bpf.programs import _LAYOUTS, OBJECT_FILE
+from divhook.adapters.bpf.programs import _LAYOUTS, FROM_NAT, OBJECT_FILE
 from divhook.core.verdict import Relation
 from divhook.core.wire.discovery import Claim
 
@@ -137,7 +137,7 @@ def test_a_frame_costs_no_more_instructions_and_helpers_than_stated(known: Bench
     assert found.helpers.total() <= helpers, row
 
 
-@pytest.mark.parametrize("program", [FROM_GUEST, FROM_WIRE])
+@pytest.mark.parametrize("program", [FROM_GUEST, FROM_WIRE, FROM_NAT])
 def test_a_program_is_no_bigger_than_stated(bench: Bench, program: str) -> None:
     verified, xlated = stated()[program]
     info = program_info(bench.programs._programs[program])
@@ -146,6 +146,6 @@ def test_a_program_is_no_bigger_than_stated(bench: Bench, program: str) -> None:
     assert info.xlated <= xlated * SIZE_RATIO, row
 
 
-@pytest.mark.parametrize("program", [FROM_GUEST, FROM_WIRE])
+@pytest.mark.parametrize("program", [FROM_GUEST, FROM_WIRE, FROM_NAT])
 def test_the_stack_is_enough_for_linux_6_1(program: str) -> None:
     assert stack_bytes(read_object(OBJECT_FILE), program) <= MAX_STACK_BYTES

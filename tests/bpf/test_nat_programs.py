@@ -17,7 +17,7 @@ from divhook.core.addressing import Address, AddressPlan, Mac
 from divhook.core.nat import FIRST_PORT, Nat, Share
 from divhook.core.outputs import Drop, Output, ToGuest, ToNat, ToWire
 from divhook.core.reasons import DropReason
-from divhook.core.validate import Divert, WireFacts, from_wire
+from divhook.core.validate import Divert, Lane, WireFacts, from_wire
 from divhook.core.wire.arp import request_frame
 from divhook.core.wire.ipv4 import Ipv4, header_untrusted
 
@@ -43,6 +43,10 @@ class BothNat(Both):
         programs.set_endpoint(f.ADDRESS, local)
         assert programs.endpoint(f.ADDRESS) == local
         assert programs.ports()[bench.port].translated
+
+    @property
+    def facts(self) -> WireFacts:
+        return WireFacts(AddressPlan(), f.PMAC, frozenset(), OUTSIDE, self.border.nat)
 
     def close(self) -> None:
         self.bench.programs.nat.close()
@@ -141,6 +145,10 @@ def test_arp_for_an_address_of_nat_is_answered_alike(both: BothNat) -> None:
     malformed[18] = 8
     both.bench.assert_dropped(FROM_WIRE, bytes(malformed), DropReason.ARP_MALFORMED, 0)
     both.bench.assert_untouched(request_frame(MACS[SERVER], STRANGER, OTHER))
+    rival = request_frame(f.PEER, MINE, MINE)  # for the agent, and the host's own ARP
+    assert from_wire(both.facts, rival) == Divert(Lane.DISCOVERY, True, copied=True)
+    ran = both.bench.programs.test_run(FROM_WIRE, rival, both.bench.uplink, mark=0x5AFE)
+    assert (ran.verdict, ran.frame, ran.mark) == (PASS, rival, 0x5AFE)
 
 
 def test_without_the_fast_path_the_agent_decides_of_all(both: BothNat) -> None:
@@ -212,13 +220,12 @@ def test_the_hosts_own_address_is_shared_alike(shared: BothNat) -> None:
     rng = random.Random("shared")
     nat = shared.border.nat
     assert nat is not None
-    facts = WireFacts(AddressPlan(), f.PMAC, frozenset(), OUTSIDE, nat)
     programs, seen = shared.bench.programs, Counter[str]()
     for _ in range(1500):
         source, mac = rng.choice(((FAR, MACS[ONE]), (SERVER, MACS[SERVER]), (SERVER, f.PEER), (STRANGER, MACS[ONE])))
         packet = hosts_packet(rng, source)
         frame = f.ethernet(packet, source=mac, destination=f.PMAC)
-        verdict = from_wire(facts, frame)
+        verdict = from_wire(shared.facts, frame)
         share = nat.share(header_untrusted(packet), packet)
         before = shared.bench.counters()
         ran = programs.test_run(FROM_WIRE, frame, shared.bench.uplink, mark=0x5AFE)

@@ -23,6 +23,10 @@ STATUS: dict[str, Any] = {
     "slow_path": {
         "from_guest": 10, "from_wire": 11, "to_guest": 12, "to_wire": 13, "queue_lost": 14, "socket_lost": 15,
     },
+    "nat": {
+        "cells": 1, "addresses": 8, "state": "ok", "connections": 21, "limit": 22,
+        "refused": 23, "table_full": 24, "no_port": 25, "invalid": 26,
+    },
     "moves": {"leaving": 1, "coming": 2, "copied": 33, "late": 4},
 }  # fmt: skip
 NIC = {"guest": 'a"b\\c', "nic": "52:54:00:11:22:33", "cell": "shop", "subnet": "web", "state": "active"}
@@ -61,6 +65,10 @@ def test_every_line_is_of_the_format_and_every_family_is_told_once() -> None:
         'divhook_frames{path="slow",direction="to_wire"} 13',
         'divhook_frames_lost_total{where="queue"} 14',
         'divhook_moves{direction="coming"} 2',
+        "divhook_nat_ok 1",
+        "divhook_nat_connections 21",
+        "divhook_nat_connections_limit 22",
+        'divhook_nat_refused_total{why="table_full"} 24',
         'divhook_move_packets{kind="copied"} 33',
         'divhook_endpoints{state="active"} 1',
         'divhook_endpoints{state="fenced"} 0',

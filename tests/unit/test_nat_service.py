@@ -68,8 +68,11 @@ class Made:
         self.directory = directory
         self.programs = FakePrograms()
         self.namespace = FakeNamespace()
-        self.border = SimpleNamespace(nat=None)
-        plane: Any = SimpleNamespace(pipeline=SimpleNamespace(border=self.border), nat_ifindex=0)
+        self.announced: list[float] = []
+        self.border = SimpleNamespace(nat=None, announce_pool=self.announced.append)
+        plane: Any = SimpleNamespace(
+            pipeline=SimpleNamespace(border=self.border), nat_ifindex=0, now=lambda: 7.0, inject=lambda now, out: None
+        )
         self.plane = plane
         programs: Any = self.programs
         namespace: Any = self.namespace
@@ -112,6 +115,7 @@ def test_the_namespace_is_ready_before_anything_goes_there(made: Made) -> None:
     assert made.programs.nat.pool == POOL
     assert made.border.nat == Nat(NAT_MAC, POOL)
     assert made.plane.nat_ifindex == IFINDEX
+    assert made.announced == [7.0]
     made.apply(ONE)
     assert len(made.namespace.done) == 3  # nothing has changed
 

@@ -27,11 +27,13 @@ from toy_policies import ToyPolicies
 from divhook.core import validate
 from divhook.core.addressing import Address, parse_address, parse_mac
 from divhook.core.endpoint import PORT_WIRE
+from divhook.core.external import ExternalConflict
 from divhook.core.nat import Nat, Share
 from divhook.core.outputs import Drop, Output, ToGuest, ToNat, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.wire import icmp
-from divhook.core.wire.arp import ARP_REQUEST, reply_frame, request_frame
+from divhook.core.wire.arp import ARP_REPLY, ARP_REQUEST, Arp, reply_frame, request_frame
+from divhook.core.wire.ethernet import ETHERTYPE_ARP, Ethernet
 from divhook.core.wire.icmp import IcmpEcho
 from divhook.core.wire.ipv4 import Ipv4, Protocol, header_untrusted
 
@@ -269,3 +271,27 @@ def test_what_is_wrong_with_a_frame_to_the_hosts_own_address_is_the_hosts_to_see
     stranger = echo(parse_address("203.0.113.7"), MINE)
     assert validate.from_wire(facts, ipv4(HOST_A, GATE, stranger)) is DropReason.EXTERNAL_UNSUPPORTED
     assert validate.from_wire(facts, ipv4(HOST_A, GATE, echo(FAR, NOT_MINE))) is None
+
+
+def test_the_pool_is_announced_and_defended(net: Net) -> None:
+    border = net.a.pipeline.border
+    border.nat = Nat(NAT_MAC, frozenset({MINE, parse_address("198.51.100.77")}))  # the other is routed to the host
+    border.announce_pool(net.now)
+    mine = request_frame(HOST_A, MINE, MINE)
+    assert net.a.pipeline.collect(net.now) == [ToWire(mine)]
+    for _ in range(3):
+        net.now += 0.2
+        net.a.pipeline.on_timer(net.now)
+    assert net.a.pipeline.collect(net.now) == [ToWire(mine)] * 2
+    out = arp(net, SERVER, MINE, OWN)
+    assert ToWire(mine) in out
+    assert drops(out) == [(PORT_WIRE, DropReason.EXTERNAL_CONFLICT)]
+    assert border.pending_events == [ExternalConflict(MINE, HOST_A, SERVER)]
+    for operation in (ARP_REPLY, ARP_REQUEST):  # also one that announces itself
+        out = arp(net, SERVER, MINE, MINE, operation)
+        assert [type(each) for each in out] == [Drop]
+        assert drops(out) == [(PORT_WIRE, DropReason.EXTERNAL_CONFLICT)]
+    assert len(border.pending_events) == 1
+    forged = Arp(ARP_REPLY, GATE, MINE, HOST_A, OWN).emit()
+    out = net.a.pipeline.from_wire_arp(Ethernet(HOST_A, SERVER, ETHERTYPE_ARP, forged).emit(), net.now)
+    assert drops(out) == [(PORT_WIRE, DropReason.EXTERNAL_SPOOF)]

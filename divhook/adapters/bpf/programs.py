@@ -250,7 +250,10 @@ class Programs:
 
     def configure(self, host: HostEntry) -> None:
         """Say who this host is. Until then from_guest drops everything and from_wire passes everything."""
-        self._maps["config"].put(_U32.pack(0), bytes(replace(host, ticks_per_s=kernel_ticks_per_s()).pack()))
+        packed = replace(host, ticks_per_s=kernel_ticks_per_s()).pack()
+        if self.nat.is_open():  # by the agent before this one: what it translates goes on
+            packed.flags |= layout.HOST_NAT
+        self._maps["config"].put(_U32.pack(0), bytes(packed))
 
     def set_port(self, ifindex: int, entry: PortEntry) -> None:
         """Insert or update the port of an interface; its buckets and counters go on. Raises BpfError where full.

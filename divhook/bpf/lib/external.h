@@ -8,7 +8,7 @@
  *   spa declared on link, tpa virtual, a request   to the agent alone, which may answer with pmac
  *   spa declared on link, neither virtual          to the host's own ARP, and a copy to the agent
  *   either address virtual, otherwise              UNKNOWN_HOST: nobody claims a virtual address
- *   tpa of source NAT, a request                   answered with pmac
+ *   tpa of source NAT's pool, a request            answered with pmac; where spa is, too, somebody else claims it: as above
  *   all else                                       the host's own ARP
  */
 #pragma once
@@ -27,6 +27,19 @@ static __always_inline bool is_on_link(__be32 address_be)
 	return prefix && prefix->kind == PREFIX_ON_LINK;
 }
 
+/* For a frame from the uplink that is diverted and will be cut: the kernel queues its segments one by one, and tells a
+ * wrong source MAC of them. */
+static __always_inline void tell_sender(struct __sk_buff *skb, const struct mac *source)
+{
+	__u32 last;
+
+	if (!skb->gso_size)
+		return;
+	__builtin_memcpy(&last, &source->octets[2], sizeof(last));
+	skb->mark |= MARK_SEGMENTS | (__u32)(source->octets[0] << 8 | source->octets[1]) << MARK_PORT_SHIFT;
+	skb->priority = bpf_ntohl(last);
+}
+
 /* Not inlined: a frame of its own. mark: of a frame from the uplink that is diverted. */
 static __noinline int wire_plain_arp(struct __sk_buff *skb, const struct host_config *host, const struct frame *frame,
 				     __u32 mark)
@@ -40,7 +53,8 @@ static __noinline int wire_plain_arp(struct __sk_buff *skb, const struct host_co
 	about_guests = is_virtual(host, arp.spa_be) || is_virtual(host, arp.tpa_be);
 	if (about_guests && (frame->tagged || is_virtual(host, arp.spa_be)))
 		return drop(skb, 0, frame->tagged ? VLAN_TAGGED : UNKNOWN_HOST);
-	if (!about_guests && !frame->tagged && arp.op_be == bpf_htons(ARP_REQUEST) && nat_address(arp.tpa_be) == NAT_POOL)
+	if (!about_guests && !frame->tagged && arp.op_be == bpf_htons(ARP_REQUEST) && nat_address(host, arp.tpa_be) == NAT_POOL &&
+	    nat_address(host, arp.spa_be) != NAT_POOL)
 		return nat_arp(skb, host, frame, &arp, mark);
 	if (frame->tagged || !is_on_link(arp.spa_be))
 		return about_guests ? drop(skb, 0, UNKNOWN_HOST) : PASS;
@@ -113,7 +127,7 @@ static __always_inline int forward_to_external(struct __sk_buff *skb, const stru
 		return NOT_KNOWN;
 	if (prefix->kind == PREFIX_HOST)
 		return forward_to_host(skb, port, packet, prefix->route);
-	if (nat_address(packet->destination_be))
+	if (nat_address(host, packet->destination_be))
 		return NOT_KNOWN;
 	if (port->flags & PORT_TRANSLATED) {
 		way = nat_here();

@@ -15,12 +15,12 @@ enum nat_share {
 };
 
 /* Whose a packet to an address of NAT is: divhook/core/nat.py, share. */
-static __always_inline enum nat_share nat_share(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline enum nat_share nat_share(struct __sk_buff *skb, const struct packet *packet, bool pool)
 {
 	__be16 fragment_be, port_be;
 	__u8 type;
 
-	if (nat_address(packet->destination_be) == NAT_POOL)
+	if (pool)
 		return NAT_ALL;
 	if (packet->protocol != PROTOCOL_TCP && packet->protocol != PROTOCOL_UDP && packet->protocol != PROTOCOL_ICMP)
 		return NAT_NONE;
@@ -54,25 +54,40 @@ static __always_inline void nat_copy(struct __sk_buff *skb, const struct host_co
 	bpf_skb_store_bytes(skb, 0, &host->pmac, sizeof(host->pmac), 0);
 }
 
-/* Not inlined: a frame of its own. A valid packet to the host's pmac from `source`, to an address of NAT, from one that
- * is not virtual. */
-static __noinline int wire_to_nat(struct __sk_buff *skb, const struct host_config *host, const struct packet *packet,
-				  const struct mac *source, __u32 mark)
+/* Not inlined, and without pointers into from_wire's stack: what it does not need it should not pay for. An IPv4 packet
+ * at offset l3, in a frame to the host's pmac, to an address of NAT, from one that is not virtual. What is wrong with a
+ * frame to the host's own address is for the host's stack to see. */
+static __noinline int wire_to_nat(struct __sk_buff *skb, const struct host_config *host, __u32 l3, __u32 mark)
 {
-	const struct prefix *prefix = prefix_of(packet->source_be);
 	const struct nat_config *way = nat_here();
-	enum nat_share share;
 	__u32 before = skb->mark;
+	const struct prefix *prefix;
+	struct packet packet = {};
+	enum drop_reason reason;
+	struct ethernet header;
+	enum nat_share share;
+	struct endpoint *sender;
+	__u32 bucket;
+	bool pool;
 
-	if (!way)
+	if (!way || bpf_skb_load_bytes(skb, 0, &header, sizeof(header)))
 		return PASS;
-	share = nat_share(skb, packet);
+	reason = packet_parse_untrusted(skb, l3, &packet);
+	pool = nat_address(host, packet.destination_be) == NAT_POOL;
+	if (l3 != ETH_LEN || skb->vlan_present)
+		reason = VLAN_TAGGED;
+	else if (mac_is_group(&header.source) || mac_is_zero(&header.source))
+		reason = SOURCE_MAC_GROUP;
+	if (reason != VALID)
+		return pool ? drop(skb, 0, reason) : PASS;
+	share = nat_share(skb, &packet, pool);
 	if (share == NAT_NONE)
 		return PASS;
+	prefix = prefix_of(packet.source_be);
 	if (!prefix || prefix->kind == PREFIX_HOST)
-		return nat_address(packet->destination_be) == NAT_HOST ? PASS : drop(skb, 0, EXTERNAL_UNSUPPORTED);
+		return pool ? drop(skb, 0, EXTERNAL_UNSUPPORTED) : PASS;
+	sender = speaker_of(prefix, packet.source_be, &header.source);
 	if (host->flags & HOST_FASTPATH) {
-		struct endpoint *sender = speaker_of(prefix, packet->source_be, source);
 		struct headers *start;
 
 		if (sender && share == NAT_COPY) {
@@ -80,7 +95,7 @@ static __noinline int wire_to_nat(struct __sk_buff *skb, const struct host_confi
 			nat_copy(skb, host, &way->mac, way->ifindex, 0);
 			return PASS;
 		}
-		if (sender && trim(skb, packet)) {
+		if (sender && trim(skb, &packet)) {
 			start = FRAME_START(skb, struct headers);
 			if (start) {
 				endpoint_heard(sender);
@@ -88,9 +103,11 @@ static __noinline int wire_to_nat(struct __sk_buff *skb, const struct host_confi
 			}
 		}
 	}
-	if (!conforms(skb, 0, BUCKET_STRANGER_IPV4, &host->wire_rates[BUCKET_STRANGER_IPV4]))
+	bucket = sender ? BUCKET_PEER_IPV4 : BUCKET_STRANGER_IPV4;
+	if (!conforms(skb, 0, bucket, &host->wire_rates[bucket]))
 		return share == NAT_COPY ? PASS : drop(skb, 0, DIVERT_RATE_LIMITED);
 	skb->mark = mark;
+	tell_sender(skb, &header.source);
 	count_diverted(skb, 0);
 	if (share == NAT_COPY) {
 		nat_copy(skb, host, &host->divbr_mac, host->divbr_ifindex, BPF_F_INGRESS);

@@ -24,9 +24,9 @@ static __always_inline const struct nat_config *nat_here(void)
 }
 
 /* Whether guests' packets are translated to this address here: NAT_…, or 0. */
-static __always_inline __u32 nat_address(__be32 address_be)
+static __always_inline __u32 nat_address(const struct host_config *host, __be32 address_be)
 {
-	const __u32 *kind = nat_here() ? bpf_map_lookup_elem(&nat_addresses, &address_be) : 0;
+	const __u32 *kind = host->flags & HOST_NAT ? bpf_map_lookup_elem(&nat_addresses, &address_be) : 0;
 
 	return kind ? *kind : 0;
 }
