@@ -117,7 +117,7 @@ class PortEntry:
     port_id: 1..65535, what the mark says. address: None until one is assigned; then only DHCP and ARP probes pass.
     router: the subnet's router, to which a client without address may send DHCP. Rates limit what reaches the agent.
     tracked: its flows are kept; it has a table for them. group_rate: of broadcast and multicast, whoever forwards it.
-    shares: map `shared` has addresses that it may take.
+    shares: map `shared` has addresses that it may take. speaks: of an incoming one, that what it sends is forwarded.
     policed: only those flows pass that its record in map `port_policies` lets in; it is tracked, too.
     translated: its cell has source NAT.
     """
@@ -135,6 +135,7 @@ class PortEntry:
     policed: bool = False
     shares: bool = False
     translated: bool = False
+    speaks: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.port_id <= MAX_PORT:
@@ -158,7 +159,8 @@ class PortEntry:
             layout.PORT_TRACKED * self.tracked
             | layout.PORT_POLICED * self.policed
             | layout.PORT_SHARES * self.shares
-            | layout.PORT_TRANSLATED * self.translated,
+            | layout.PORT_TRANSLATED * self.translated
+            | layout.PORT_SPEAKS * self.speaks,
             rates,
         )
 
@@ -180,6 +182,7 @@ class PortEntry:
             bool(raw.flags & layout.PORT_POLICED),
             bool(raw.flags & layout.PORT_SHARES),
             bool(raw.flags & layout.PORT_TRANSLATED),
+            bool(raw.flags & layout.PORT_SPEAKS),
         )
 
 
@@ -187,7 +190,7 @@ class PortEntry:
 class LocalEndpoint:
     """Map `endpoints`: behind a port of this host. mtu: bytes of an IP packet in its subnet.
 
-    tracked, policed, translated: as its port.
+    tracked, policed, translated: as its port. next: pmac of the host that it is about to move to.
     """
 
     vmac: Mac
@@ -199,13 +202,14 @@ class LocalEndpoint:
     identity: int = 0
     policed: bool = False
     translated: bool = False
+    next: Mac | None = None
 
     def pack(self) -> layout.Endpoint:
         """struct endpoint. Raises ValueError where a field is out of range."""
         kind = EndpointKind.FENCED if self.fenced else EndpointKind.LOCAL
         flags = layout.ENDPOINT_TRACKED * self.tracked | layout.ENDPOINT_POLICED * self.policed
         flags |= layout.ENDPOINT_TRANSLATED * self.translated
-        here = {"ifindex": self.ifindex, "port_id": self.port_id}
+        here = {"ifindex": self.ifindex, "port_id": self.port_id, "next": packed_mac(self.next or ZERO_MAC)}
         return _endpoint(kind, self.vmac, self.mtu, **here, flags=flags, identity=self.identity)
 
 
@@ -213,13 +217,14 @@ class LocalEndpoint:
 class RemoteEndpoint:
     """Map `endpoints`: a neighbour, as discovery has it. used: whether a frame has passed since this was written.
 
-    heard: whether one came from it.
+    heard: whether one came from it. next: pmac of the host that it is about to move to.
     """
 
     claim: Claim
     mtu: int
     used: bool = False
     heard: bool = False
+    next: Mac | None = None
 
     def pack(self) -> layout.Endpoint:
         """struct endpoint. Raises ValueError where a field is out of range."""
@@ -233,6 +238,7 @@ class RemoteEndpoint:
             guest_id=claim.guest_id,
             identity=claim.identity,
             host=packed_mac(claim.host),
+            next=packed_mac(self.next or ZERO_MAC),
             used=layout.ENDPOINT_USED * self.used | layout.ENDPOINT_HEARD * self.heard,
         )
 
@@ -262,7 +268,8 @@ def _endpoint(kind: EndpointKind, vmac: Mac, mtu: int, **fields: object) -> layo
 
 def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
     """From struct endpoint, under the key that it was found by."""
-    vmac = bytes(raw.vmac.octets)
+    vmac, following = bytes(raw.vmac.octets), bytes(raw.next.octets)
+    upcoming = following if following != ZERO_MAC else None
     used, heard = bool(raw.used & layout.ENDPOINT_USED), bool(raw.used & layout.ENDPOINT_HEARD)
     if raw.kind == EndpointKind.EXTERNAL:
         return ExternalEndpoint(bytes(raw.host.octets), used, heard)
@@ -271,11 +278,11 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
         policed = bool(raw.flags & layout.ENDPOINT_POLICED)
         translated = bool(raw.flags & layout.ENDPOINT_TRANSLATED)
         return LocalEndpoint(
-            vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked, raw.identity, policed, translated
+            vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked, raw.identity, policed, translated, upcoming
         )
     host = bytes(raw.host.octets)
     claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
-    return RemoteEndpoint(claim, raw.mtu, used, heard)
+    return RemoteEndpoint(claim, raw.mtu, used, heard, upcoming)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ BTF of the object. Fields that end in _be hold bytes in network order, so they a
 import ctypes
 from enum import IntEnum, unique
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 """Part of the pin path: programs and maps of two versions never mix."""
 
 MARK_DIVERT = 0xD1
@@ -53,6 +53,7 @@ ENDPOINT_HEARD = 2
 PORT_TRACKED = 1
 PORT_SHARES = 4
 PORT_TRANSLATED = 8
+PORT_SPEAKS = 16
 MAX_SHARED = 65536
 MAX_GROUP_LISTS = 8192
 MAX_GROUP_MEMBERS = 128
@@ -174,7 +175,7 @@ class Endpoint(ctypes.Structure):
         ("mtu", ctypes.c_uint16),
         ("kind", ctypes.c_uint8),
         ("flags", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 6),
+        ("next", Mac),
     )
 
 

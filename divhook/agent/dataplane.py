@@ -139,7 +139,7 @@ class Dataplane:
         self.flow_log = flow_log or FlowLog()
         self.moves = MoveQuestions(pipeline.pmac, pipeline.plan)
         self._talkers: tuple[Talker, ...] = (pipeline.discovery, census, pipeline.identities, self.moves)
-        self._programs = programs
+        self.programs = programs
         self.fastpath = fastpath
         self.shared = SharedMaps(programs, fastpath, pipeline.ports)
         self.outside = Outside(
@@ -173,15 +173,15 @@ class Dataplane:
         self.join_groups([])
 
     def _read_flow_log(self) -> None:
-        if self._programs.flow_log is not None:
-            self._guarded(self.flow_log.kernel, self._programs.flow_log.read())
+        if self.programs.flow_log is not None:
+            self._guarded(self.flow_log.kernel, self.programs.flow_log.read())
 
     def close(self) -> None:
         """Stop reading and release the sockets. Kernel state stays as it is."""
         self._loop.remove_reader(self._diverted.fileno())
         self._loop.remove_reader(self._queue.fileno())
-        if self._programs.flow_log is not None:
-            self._loop.remove_reader(self._programs.flow_log.fd)
+        if self.programs.flow_log is not None:
+            self._loop.remove_reader(self.programs.flow_log.fd)
         if self._timer is not None:
             self._timer.cancel()
         if self._host is not None:
@@ -290,7 +290,7 @@ class Dataplane:
             if len(self._known_peers) >= MAX_PEERS:
                 self._known_peers.clear()  # they are told to the kernel again, whose own table forgets the oldest
             self._known_peers.add(pmac)
-            self._programs.add_peer(pmac)
+            self.programs.add_peer(pmac)
             log.info("peer %s proved its key", pmac.hex(":"))
 
     def replace_keys(self, keys: KeyRing) -> None:
@@ -298,7 +298,7 @@ class Dataplane:
         self.authenticator.replace_keys(keys)
         for pmac in [p for p in self._known_peers if not self.authenticator.is_peer(p)]:
             self._known_peers.discard(pmac)
-            self._programs.remove_peer(pmac)
+            self.programs.remove_peer(pmac)
             self.pipeline.discovery.forget_peer(pmac)
 
     def inject(self, now: float, outputs: list[Output]) -> None:
@@ -482,7 +482,7 @@ class Dataplane:
         wanted = {ALL_HOSTS_GROUP}.union(*map(self.pipeline.groups.of_subnet, subnets))
         if wanted == self._joined:
             return
-        self._programs.set_groups(wanted)  # it may be full: then nothing is joined
+        self.programs.set_groups(wanted)  # it may be full: then nothing is joined
         for group in wanted - self._joined:
             self._groups.join(group)
             self._joined.add(group)

@@ -12,6 +12,8 @@ Invariants:
    ones, which it keeps below its state directory.
 """
 
+import contextlib
+import hashlib
 import logging
 import shutil
 from collections import Counter
@@ -239,6 +241,15 @@ class Enforcement:
             name: {p for rule in policy.rules for p in rule.peers if isinstance(p, DnsName)}
             for name, policy in self.policies.cells.items()
         }
+
+    def digest_of(self, cell: str) -> str:
+        """Of a cell's policy files in force, comments included: hosts that differ here may differ in what passes."""
+        digest = hashlib.sha256()
+        found = [p for p in self._kept.rglob("*.yaml") if p.relative_to(self._kept).parts[0] in (cell, f"{cell}.yaml")]
+        for path in sorted(found):
+            with contextlib.suppress(OSError):
+                digest.update(f"{path.relative_to(self._kept)} ".encode() + path.read_bytes())
+        return digest.hexdigest()[:16]
 
     # ------------------------------------------------------------------ ports
 

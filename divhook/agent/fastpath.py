@@ -76,10 +76,17 @@ class FastPath:
 
     def set_local(self, address: Address, entry: LocalEndpoint) -> None:
         """An active or fenced port holds the address. Raises BpfError."""
+        entry = replace(entry, next=self._discovery.next_of(address))
         if self.enabled and self._local.get(address) != entry:
             self._local[address] = entry
             self._published.pop(address, None)
             self._programs.set_endpoint(address, entry)
+
+    def leaving(self, address: Address) -> None:
+        """Discovery has another word on where the endpoint of a port is about to move. Raises BpfError."""
+        entry = self._local.get(address)
+        if entry is not None:
+            self.set_local(address, entry)
 
     def share_local(self, address: Address, owner: Address | None) -> None:
         """The port whose own address is `owner` holds this one, too; None: no port here does. Raises BpfError."""
@@ -129,10 +136,10 @@ class FastPath:
         if facts is None:
             self._take_back(address)
             return
-        fresh = RemoteEndpoint(entry.found.claim, facts.mtu)
+        fresh = RemoteEndpoint(entry.found.claim, facts.mtu, next=entry.next)
         try:
             known = self._programs.endpoint(address)
-            if not isinstance(known, RemoteEndpoint) or (known.claim, known.mtu) != (fresh.claim, fresh.mtu):
+            if not isinstance(known, RemoteEndpoint) or replace(known, used=False, heard=False) != fresh:
                 self._programs.set_endpoint(address, fresh)
         except BpfError as error:
             if not self._full:
@@ -202,5 +209,5 @@ class FastPath:
             return
         self._published.setdefault(address, now - LATE_S)
         known = self._discovery.neighbours.get(address)
-        if known is not None and known.claim != entry.claim:  # a frame has asked meanwhile
+        if known is not None and (known.claim, known.next) != (entry.claim, entry.next):  # a frame has asked meanwhile
             self._publish(address, now)

@@ -20,7 +20,7 @@ from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import Programs
 from divhook.adapters.libvirt import Guest
 from divhook.adapters.links import LinkError, Links
-from divhook.agent import leases
+from divhook.agent import leases, move_contents
 from divhook.agent.addresses import Addresses
 from divhook.agent.control import RequestError
 from divhook.agent.dataplane import Dataplane
@@ -32,12 +32,12 @@ from divhook.agent.registry import Registry, RegistryError
 from divhook.config.configuration import Configuration, Placement, PlacementError
 from divhook.config.domain import Domain, DomainError, DomainNic, parse_domain
 from divhook.config.values import BadValueError
-from divhook.core.addressing import address_text, mac_text
+from divhook.core.addressing import Mac, address_text, mac_text
 from divhook.core.census import CensusEvent, Chosen, Confirmed, Lost, Refused
 from divhook.core.dhcp import LeaseChange, LeaseEvent
 from divhook.core.discovery import ClaimState, Event, Fenced, Unfenced
 from divhook.core.endpoint import Endpoint, PortState
-from divhook.core.moves.messages import MAX_TALKERS, Handover
+from divhook.core.moves.messages import Handover
 from divhook.core.wire.discovery import Claim
 from divhook.policy.labels import parse_labels
 
@@ -330,6 +330,8 @@ class Guests:
         came, nic.started, nic.incoming = nic.incoming, True, False
         if nic.confirmed or nic.known or nic.fixed:
             self._claim(nic)
+        for group in nic.groups if nic.phase is Phase.RUNNING else ():
+            self._dataplane.pipeline.groups.members.restore(nic.port, group, self._dataplane.now())
         if came and self.moves is not None:
             self.moves.runs(nic)
 
@@ -342,6 +344,28 @@ class Guests:
             if self.moves is not None:
                 self.moves.first_frame(nic)
             self.resumed(nic.guest_uuid)
+
+    def may_speak(self, nic: Nic) -> None:
+        """All is ready for a NIC that comes in: its first frames need not wait until this agent has seen one."""
+        if nic.incoming and nic.port and nic.phase is Phase.PLUGGED and not nic.started:
+            nic.speaks = True
+            try:
+                self._ports.put(nic, PortState.INCOMING)
+            except (RequestError, *FAULTS) as error:
+                log.error("%s: %s", nic, error)
+
+    def leaving(self, nic: Nic, host: Mac | None) -> None:
+        """A NIC is about to move to a host, which is ready for it; None: it stays. Hosts of its neighbours are told."""
+        if nic.address is None or self._nics.get(nic.key) is not nic:
+            return
+        plane, now = self._dataplane, self._dataplane.now()
+        hosts = move_contents.hosts_of_talkers(plane, host)
+        plane.pipeline.discovery.leaving(nic.address, host, hosts, now)
+        try:
+            plane.fastpath.leaving(nic.address)
+        except BpfError as error:
+            log.error("%s: %s", nic, error)
+        plane.inject(now, [])
 
     def moved_out(self, nic: Nic, claim: Claim) -> None:
         """Another host holds it now: nothing of it stays here but the reservation, and nobody is told GONE."""
@@ -362,7 +386,8 @@ class Guests:
         """What the former host says of a NIC that comes: its address, its lease, whom it talks to."""
         now, claim = self._dataplane.now(), handover.claim
         self._dataplane.pipeline.discovery.observe(claim)
-        nic.handed, nic.born, nic.lease, nic.carried = True, claim.born, handover.lease, handover.counters
+        nic.handed = True
+        move_contents.take(nic, handover, self._dataplane, self._enforcement)
         self._changed.set()
         if (
             nic.placement.address in (None, claim.address)
@@ -398,16 +423,15 @@ class Guests:
 
     def handover_of(self, nic: Nic, claim: Claim) -> Handover:
         """What the next host is to know."""
-        plane, now = self._dataplane, self._dataplane.now()
-        cell = nic.placement.id.cell
-        locate = plane.pipeline.plan.locate
-        own = [c for c in plane.pipeline.discovery.claims() if c.address != claim.address]
-        known = [entry.found.claim for entry in plane.pipeline.discovery.neighbours if entry.found is not None]
-        talkers = [
-            c for c in [*own, *reversed(known)] if (place := locate(c.address)) is not None and place.cell == cell
-        ]
-        lease = leases.of(plane.pipeline.dhcp, nic, now)
-        return Handover(claim, nic.guest, lease, {}, tuple(talkers[:MAX_TALKERS]), (), "")
+        return move_contents.handover_of(nic, claim, self._dataplane, self._enforcement)
+
+    def counters_of(self, nic: Nic) -> dict[str, int]:
+        """What the guest sent and received by this NIC, here and where it was before."""
+        return move_contents.counters_of(nic, self._dataplane)
+
+    def take_counters(self, nic: Nic, counters: dict[str, int]) -> None:
+        """The last that its former host says of it."""
+        nic.carried = counters
 
     def _claim(self, nic: Nic) -> None:
         """Take the address; the port passes traffic from here on."""

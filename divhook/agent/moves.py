@@ -33,6 +33,7 @@ from divhook.core.moves.messages import (
     MoveMessageError,
     claim_to_json,
     claim_untrusted,
+    counters_untrusted,
     emit,
     emit_frames,
     emit_handover,
@@ -66,7 +67,7 @@ HANDOVER_S = 5.0
 """How long a new connection may take to say what it hands over."""
 QUEUE_FRAMES = 4096
 """Length of the tap's queue at the destination; as many as the source keeps for it."""
-SETTLE_S = 0.001
+SETTLE_S = 0.002
 SETTLE_TRIES = 20
 """What QEMU takes, once it has told that it is done, to have read its last frame: looked at so often, so far apart."""
 PAUSE_SLACK_NS = 3_000_000
@@ -221,6 +222,7 @@ class Moves:
         if kind is MoveMessage.READY and knows(move.state, SourceEvent.READY):
             record.note("the destination is ready")
             leaving.drain()
+            self._owner.leaving(leaving.nic, move.peer)
             self._act(leaving, move.on_ready(leaving.counters()[0]))
         elif kind is MoveMessage.ACTIVE:
             claim = claim_untrusted(object_untrusted(body))
@@ -317,6 +319,7 @@ class Moves:
                 self._say(leaving.channel, MoveMessage.COMMITTED)
             elif isinstance(action, MovedOut):
                 leaving.used_s = self._loop.time()
+                self._say_counters(leaving)
                 self._forward(leaving)
                 self._owner.moved_out(leaving.nic, action.claim)
                 self._loop.call_later(FORWARD_S, self._expire_source, leaving)
@@ -327,7 +330,13 @@ class Moves:
             elif isinstance(action, Stayed):
                 self._say(leaving.channel, MoveMessage.ABANDONED)
                 self._close_source(leaving)
+                self._owner.leaving(leaving.nic, None)
                 self._owner.stayed(leaving.nic, action.announce)
+
+    def _say_counters(self, leaving: Leaving) -> None:
+        if leaving.channel is not None and leaving.nic.port:
+            counters = {"counters": self._owner.counters_of(leaving.nic)}
+            leaving.channel.send(emit(MoveMessage.COUNTERS, json.dumps(counters).encode()))
 
     def _send_flows(self, leaving: Leaving, changed: bool) -> None:
         now = self._loop.time()
@@ -442,6 +451,7 @@ class Moves:
 
     def _ready(self, coming: Coming) -> None:
         if coming.nic.port and coming.sender is not None and coming.channel is not None:
+            self._owner.may_speak(coming.nic)
             self._say(coming.channel, MoveMessage.READY)
             coming.record.note("ready: frames are queued")
             waiting, coming.waiting = coming.waiting, []
@@ -549,6 +559,8 @@ class Moves:
             coming.record.note("the source has committed")
             if coming.announced is None and coming.nic.port:
                 self._owner.resumed(coming.nic.guest_uuid)
+        elif kind is MoveMessage.COUNTERS:
+            self._owner.take_counters(coming.nic, counters_untrusted(body))
         elif kind is MoveMessage.ABANDONED:
             coming.record.note("the source gave it up")
         elif kind is MoveMessage.NOTES:

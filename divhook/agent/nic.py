@@ -29,7 +29,10 @@ class Nic:
     fixed: its address is configured. known: it had this address before, and was defended while it did not run.
     started: the guest runs here. confirmed: nobody objected to the address. refusal: why there is none, in words.
     began_s: when its life here began, or was first seen. labels: sorted pairs. identity: what claims say of it.
-    handed: the host that it comes from has handed it over; born, lease, carried: what came with it.
+    speaks: it comes in, and all is ready for it: what it sends may be forwarded before libvirt says that it runs.
+    handed: the host that it comes from has handed it over; born, lease, carried, groups, former: what came with it: the
+    stamp of its first start, its DHCP lease, what it sent and received so far, its multicast groups, and hosts that may
+    still send frames on.
     """
 
     guest: str
@@ -53,7 +56,10 @@ class Nic:
     handed: bool = False
     born: int = 0
     lease: dict[str, Any] | None = None
+    speaks: bool = False
     carried: dict[str, int] = field(default_factory=dict)
+    groups: tuple[Address, ...] = ()
+    former: tuple[Mac, ...] = ()
     declined_s: deque[float] = field(default_factory=deque)
 
     @property

@@ -98,6 +98,7 @@ class Ports:
             identity=standing.identity,
             allowed=nic.placement.allowed,
             translated=self._translated(nic),
+            speaks=nic.speaks,
         )
         try:
             pipeline.ports.put(endpoint)
@@ -147,6 +148,7 @@ class Ports:
             policed=policed,
             shares=bool(nic.placement.allowed),
             translated=self._translated(nic),
+            speaks=nic.speaks and state is PortState.INCOMING,
         )
 
     def _translated(self, nic: Nic) -> bool:

@@ -10,8 +10,9 @@ from divhook.adapters.bpf.policy import RULE_PICKED_UP
 from divhook.agent import audit
 from divhook.agent.agent import Agent
 from divhook.agent.control import Handler, RequestError
+from divhook.agent.move_contents import totals
 from divhook.agent.nic import Nic
-from divhook.agent.traffic import Tally, Traffic
+from divhook.agent.traffic import Traffic
 from divhook.config.problems import ConfigError
 from divhook.core.addressing import address_text, mac_text
 from divhook.core.endpoint import PORT_WIRE
@@ -147,8 +148,6 @@ def _endpoints(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
     traffic = _traffic(agent)
     rows = []
     for nic in agent.guests.all():
-        port = nic.port
-        sent, received = (traffic.sent(port), traffic.received(port)) if port else (Tally(), Tally())
         rows.append(
             {
                 "guest": nic.guest,
@@ -156,17 +155,14 @@ def _endpoints(agent: Agent, _request: dict[str, Any]) -> list[dict[str, Any]]:
                 "cell": nic.placement.subnet.cell,
                 "subnet": nic.placement.subnet.name,
                 "address": address_text(nic.address) if nic.address is not None else None,
-                "port": port or None,
+                "port": nic.port or None,
                 "ifname": nic.ifname or None,
                 "state": _state(agent, nic),
                 "source": nic.placement.source,
                 "labels": dict(nic.labels),
                 "identity": f"{nic.identity:016x}",
                 "policed": agent.enforcement.is_policed_port(nic.port),
-                "sent_packets": sent.packets,
-                "sent_bytes": sent.octets,
-                "received_packets": received.packets,
-                "received_bytes": received.octets,
+                **totals(nic, traffic),
             }
         )
     return rows

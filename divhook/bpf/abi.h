@@ -16,7 +16,7 @@
 
 #include <linux/types.h>
 
-#define DIVHOOK_ABI_VERSION 2
+#define DIVHOOK_ABI_VERSION 3
 
 #define MARK_DIVERT 0xd1
 #define MARK_GROUP 0x100
@@ -176,6 +176,7 @@ struct host_config {
 #define PORT_TRACKED 1 /* flows to and from it are kept, in a table of its own in map `flows` */
 #define PORT_SHARES 4 /* it may take addresses besides its own: map `shared` */
 #define PORT_TRANSLATED 8 /* its cell has source NAT: what goes outside does so by the namespace that translates */
+#define PORT_SPEAKS 16 /* PORT_INCOMING, and all is ready for its guest: what it sends to endpoints is forwarded */
 #define PORT_POLICED 2 /* and only those pass that map `port_policies` lets in; tracked, too */
 
 /* Map `ports`: ifindex → port. */
@@ -222,7 +223,7 @@ struct endpoint {
 	__u16 mtu;	  /* bytes of an IP packet in its subnet */
 	__u8 kind;
 	__u8 flags;
-	__u8 pad[6];
+	struct mac next; /* where it is about to move: frames from there pass, too; or zero */
 };
 
 /* Map `buckets`: port id → the time at which each bucket is full again (virtual scheduling, as in GCRA). */
@@ -534,7 +535,7 @@ _Static_assert(sizeof(struct mac_key) == 8, "mac_key");
 _Static_assert(sizeof(struct drop_key) == 4, "drop_key");
 _Static_assert(sizeof(struct drop_count) == 16, "drop_count");
 _Static_assert(sizeof(struct endpoint) == 64, "endpoint");
-_Static_assert(__builtin_offsetof(struct endpoint, pad) == 58, "endpoint without implicit padding");
+_Static_assert(__builtin_offsetof(struct endpoint, next) == 58, "endpoint without implicit padding");
 _Static_assert(sizeof(struct traffic) == 56, "traffic");
 _Static_assert(sizeof(struct flow_key) == 16, "flow_key");
 _Static_assert(sizeof(struct flow) == 72, "flow");

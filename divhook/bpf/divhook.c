@@ -91,6 +91,12 @@ static __always_inline int guest_packet(struct __sk_buff *skb, const struct host
 	/* Whatever becomes of it: one frame to a group costs every host of the subnet, and each port there. */
 	if (group && !dhcp && !igmp && !conforms(skb, port->port_id, BUCKET_GROUP, &port->rates[BUCKET_GROUP]))
 		return drop(skb, port->port_id, GROUP_RATE_LIMITED);
+	if (!dhcp && host->flags & HOST_FASTPATH && port->state == PORT_INCOMING && port->flags & PORT_SPEAKS && !group &&
+	    is_virtual(host, destination)) {
+		verdict = forward_from_guest(skb, host, port, packet, group);
+		if (verdict != NOT_KNOWN)
+			return verdict;
+	}
 	if (!dhcp && port->state == PORT_ACTIVE && host->flags & HOST_FASTPATH) {
 		if (group && !igmp) {
 			struct packet to_group = *packet; /* so that others may stay in registers */

@@ -25,6 +25,7 @@ class Endpoint:
     """One guest NIC: (cell, subnet, address, guest MAC), and the port it hangs on.
 
     address is None while no address has been assigned. mtu in bytes of IP packet. identity: what policies know it by.
+    speaks: it is INCOMING, and all is ready for its guest: what that sends shows that it runs here.
     allowed: addresses that it may take besides its own; held: those of them that it has now (PortTable.hold).
     translated: its cell has source NAT.
     """
@@ -41,6 +42,12 @@ class Endpoint:
     allowed: tuple[Address, ...] = ()
     held: tuple[Address, ...] = ()
     translated: bool = False
+    speaks: bool = False
+
+    @property
+    def passes(self) -> bool:
+        """Whether what it sends is forwarded."""
+        return self.state is PortState.ACTIVE or (self.state is PortState.INCOMING and self.speaks)
 
     def speaks_from(self, address: Address) -> bool:
         """Whether its packets may have this source."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from divhook.core.addressing import ZERO_ADDRESS, Address
+from divhook.core.addressing import ZERO_ADDRESS, Address, Mac
 from divhook.core.transitions import TransitionTable
 from divhook.core.wire.discovery import Claim
 
@@ -94,6 +94,8 @@ class Neighbour:
     negative_s: float = 0.0  # FAILED: length of that wait, doubling
     due_s: float = float("inf")  # end of a REACHABLE entry's lifetime, or of a FAILED one's memory
     queued_s: float = float("inf")  # when the owner of the table looks at due_s
+    next: Mac | None = None  # where its host says that it is about to move: frames from there pass, too
+    next_until_s: float = float("-inf")
     asker: Address = ZERO_ADDRESS  # local endpoint on whose behalf the group is asked
     held: list[object] = field(default_factory=list)
 
@@ -102,6 +104,12 @@ class Neighbour:
         self.state = TRANSITIONS.next(self.state, event)
         usable = self.claim is not None and self.state in USABLE
         self.found = Found(self.claim, self.state) if usable and self.claim is not None else None
+
+    def speaks_from(self, pmac: Mac, now: float) -> bool:
+        """Whether frames of the address may come from that host."""
+        if self.found is None:
+            return False
+        return pmac == self.found.claim.host or (pmac == self.next and now < self.next_until_s)
 
 
 class NeighbourTable:
@@ -117,6 +125,10 @@ class NeighbourTable:
 
     def __iter__(self) -> Iterator[Neighbour]:
         return iter(self._entries.values())
+
+    def newest(self) -> Iterator[Neighbour]:
+        """All, most recently used first."""
+        return reversed(self._entries.values())
 
     def add(self, address: Address) -> Neighbour:
         """A new entry, FAILED and without a claim, as the most recently used."""

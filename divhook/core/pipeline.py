@@ -15,7 +15,7 @@ is sent only for a sender that is still there and still active: a port id may be
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from divhook.core import validate
 from divhook.core.addressing import (
@@ -158,14 +158,14 @@ class Pipeline:
     ) -> DropReason | None:
         header = header_untrusted(packet)
         packet = packet[: header.total_length]
-        if endpoint.state is PortState.INCOMING:
+        if endpoint.state is PortState.INCOMING and not endpoint.passes:
             return DropReason.PORT_NOT_ACTIVE
         lane = validate.guest_ipv4(endpoint, self.plan.router(endpoint.subnet), header, packet)
         if isinstance(lane, DropReason):
             return lane
         if lane is Lane.DHCP:
             return self._guest_dhcp(endpoint, packet, now, out)
-        if endpoint.state is not PortState.ACTIVE:
+        if not endpoint.passes:
             return DropReason.PORT_NOT_ACTIVE
         destination = header.destination
         if validate.is_group_address(self.plan, destination):
@@ -440,7 +440,7 @@ class Pipeline:
     def _wire_to_group(
         self, host: Mac, header: Header, packet: bytes, now: float, out: list[Output]
     ) -> DropReason | None:
-        claim, source = self._claim_of(header.source, host), self.plan.locate(header.source)
+        claim, source = self._claim_of(header.source, host, now), self.plan.locate(header.source)
         if claim is None or source is None:
             return DropReason.UNVERIFIED
         copies = self.groups.from_wire(source, header, claim.vmac, claim.identity, packet)
@@ -458,16 +458,20 @@ class Pipeline:
         if entry is not None and entry.state is not NeighbourState.STALE:
             self.decided.append(source)
 
-    def _claim_of(self, source: Address, host: Mac) -> Claim | None:
-        """The claim of a source that the host was confirmed to have; another may hold it by now."""
+    def _claim_of(self, source: Address, host: Mac, now: float) -> Claim | None:
+        """The claim of a source that the host was confirmed to have, or is about to; another may hold it by now."""
+        own = self.discovery.claim(source)
+        if own is not None:
+            if self.discovery.next_of(source) != host:
+                return None
+            return replace(own, identity=self._identity_of(source))
         entry = self.discovery.neighbours.get(source)
-        found = entry.found if entry is not None else None
-        return found.claim if found is not None and found.claim.host == host else None
+        return entry.claim if entry is not None and entry.speaks_from(host, now) else None
 
     def _wire_to_guest(
         self, host: Mac, local: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]
     ) -> DropReason | None:
-        claim = self._claim_of(header.source, host)
+        claim = self._claim_of(header.source, host, now)
         if claim is None:
             return DropReason.UNVERIFIED
         if header.total_length > local.mtu:
@@ -663,7 +667,7 @@ class Pipeline:
         sender = self.ports.port(then.port)
         if sender is None or (sender.vmac, sender.address) != (then.vmac, then.address):
             return DropReason.PORT_UNKNOWN
-        return None if sender.state is PortState.ACTIVE else DropReason.PORT_NOT_ACTIVE
+        return None if sender.passes else DropReason.PORT_NOT_ACTIVE
 
     def _tell_unreachable(self, held: HeldPacket | HeldArp, now: float, out: list[Output]) -> DropReason | None:
         if isinstance(held, HeldArp) or not held.routed:

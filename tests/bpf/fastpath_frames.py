@@ -166,6 +166,9 @@ class Frames:
         host = sender.host or rng.choice(PEERS)
         if entry is not None and entry.found is not None:
             host = entry.found.claim.host
+        following = world.discovery.next_of(sender.address)
+        if following is not None and rng.random() < 0.5:
+            host = following
         if rng.random() < 0.12:
             host = rng.choice((*PEERS, STRANGER, f.PMAC, f.GROUP, bytes(6)))
         source = sender.address if rng.random() < 0.97 else self._address(sender)

@@ -170,6 +170,13 @@ class Judge:
         world, destination = self._world, frame[30:34]
         if frame[0] & 1:
             return self._group_from_guest(endpoint, outputs)
+        receiver = world.shown(destination)
+        if endpoint.state is not PortState.ACTIVE and receiver is not None:
+            match outputs:
+                case [Drop(DropReason.CELL_DENIED, _, _)]:
+                    pass
+                case _ if world.pipeline.policies.port(receiver) is not None:
+                    return None
         match outputs:
             case [ToGuest(port, sent)]:
                 target = world.ifindex_of[port]
@@ -211,7 +218,12 @@ class Judge:
 
     def _group_from_guest(self, endpoint: Endpoint, outputs: list[Output]) -> Outcome | None:
         world, subnet = self._world, endpoint.subnet
-        if not outputs or not isinstance(outputs[-1], ToWire) or not self._lists_speak(subnet):
+        if (
+            endpoint.state is not PortState.ACTIVE
+            or not outputs
+            or not isinstance(outputs[-1], ToWire)
+            or not self._lists_speak(subnet)
+        ):
             return None
         wire = outputs[-1].frame
         if self._is_routed(subnet, wire[30:34]):
@@ -265,6 +277,8 @@ class Judge:
             case [ToGuest(port, sent)] if ends.source in world.told:
                 target = world.ifindex_of[port]
                 return Outcome(REDIRECT, (sent,), MARK, target, receiver=port, used=ends.source, heard=True)
+            case [ToGuest(port, sent)] if world.shown(ends.source) is not None:  # about to move from here
+                return Outcome(REDIRECT, (sent,), MARK, world.ifindex_of[port], receiver=port)
             case [Drop(reason, port, _)] if reason in WIRE_KERNELS and WIRE_KERNELS[reason](world, ends):
                 assert port == PORT_WIRE
                 return Outcome(DROP, (frame,), MARK, drop=(port, reason))

@@ -40,6 +40,12 @@ def remote_stops(world: World) -> None:
             world.say(Message(MessageType.GONE, claim.host, ALL_HOSTS_GROUP, bytes(4), place.address, claim))
 
 
+def guest_is_about_to_move(world: World) -> None:
+    for _ in range(3):
+        if place := _any(world, world.places):
+            world.prepare(place, world.rng.choice(PEERS))
+
+
 def local_is_claimed_elsewhere(world: World) -> None:
     if place := _any(world, world.here()):
         world.start_elsewhere(place, world.rng.choice(PEERS))
@@ -136,6 +142,9 @@ TURNS: tuple[Callable[[World], None], ...] = (
     remote_moves,
     remote_moves,
     remote_stops,
+    guest_is_about_to_move,
+    guest_is_about_to_move,
+    guest_is_about_to_move,
     local_is_claimed_elsewhere,
     local_stops,
     guest_comes,

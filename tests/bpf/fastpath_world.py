@@ -267,14 +267,14 @@ class World:
             assert entry.found is not None, address
             assert entry.state in KNOWN_STATES, (address, entry.state)
             assert subnet is not None
-            table[address] = RemoteEndpoint(entry.found.claim, self.topology[subnet].mtu)
+            table[address] = RemoteEndpoint(entry.found.claim, self.topology[subnet].mtu, next=entry.next)
         for port in self.pipeline.ports.all() if self.fast else ():
             if port.address is not None and port.state in SHOWN_STATES:
                 fenced = port.state is PortState.FENCED
                 policed = self.pipeline.policies.port(port) is not None
                 ifindex = self.ifindex_of[port.port]
                 entry = LocalEndpoint(port.vmac, ifindex, port.port, port.mtu, fenced, policed, port.identity, policed)
-                table[port.address] = entry
+                table[port.address] = replace(entry, next=self.discovery.next_of(port.address))
         return table
 
     # ------------------------------------------------------------------ as the agent's shell does it
@@ -342,6 +342,7 @@ class World:
         nic = Nic(place.guest, f"uuid-{place.guest}", placement, place.vmac, fixed=True, address=place.address)  # type: ignore[arg-type]
         nic.port, nic.ifindex = self._port_id, self.rng.choice(free)
         place.nic = nic
+        nic.incoming = nic.speaks = state is PortState.INCOMING and self.rng.random() < 0.7
         nic.labels = (("tier", self.rng.choice(TIERS)),)
         if self.policies is None and nic.port % TRACKED == 0:
             self.programs.flows.install(nic.port, FLOWS).close()
@@ -380,6 +381,18 @@ class World:
         place.claim = Claim(place.address, place.vmac, host, self._stamp, born, guest_id, number)
         if announced:
             self.say(Message(MessageType.ANNOUNCE, host, ALL_HOSTS_GROUP, bytes(4), place.address, place.claim))
+
+    def prepare(self, place: Place, host: Mac) -> None:
+        """Its guest is about to move from a peer to another, or from here."""
+        if place.nic is not None:
+            self.discovery.leaving(place.address, host if self.rng.random() < 0.8 else None, (), self.now)
+            self.fastpath.leaving(place.address)
+        elif place.claim is not None and place.host is not None:
+            self.say(
+                Message(
+                    MessageType.PREPARE, place.host, PMAC, place.address, place.address, place.claim, 1, payload=host
+                )
+            )
 
     def say(self, message: Message) -> None:
         self.discovery.receive(message, self.now)

@@ -88,6 +88,9 @@ class Host:
     def handover_of(self, nic: Nic, claim: Claim) -> Handover:
         return Handover(claim, nic.guest, None, {}, (), (), "")
 
+    def counters_of(self, nic: Nic) -> dict[str, int]:
+        return {"sent_packets": 3}
+
     def flows_of(self, nic: Nic, within_s: float) -> None:
         return None
 

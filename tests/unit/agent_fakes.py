@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from divhook.abi.entries import EndpointEntry, GroupList, PortEntry
+from divhook.abi.entries import EndpointEntry, GroupList, PortEntry, TrafficCount
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.policy import POLICY_TABLES
 from divhook.adapters.bpf.programs import FROM_GUEST, FROM_HOST, FROM_WIRE
@@ -354,6 +354,14 @@ class FakePrograms:
 
     def remove_peer(self, pmac: Mac) -> None:
         self.proven.discard(pmac)
+
+    def traffic(self, port_id: int) -> TrafficCount:
+        return TrafficCount(
+            from_packets=10 * port_id, from_bytes=1000 * port_id, to_packets=port_id, to_bytes=50 * port_id
+        )
+
+    def drop_counters(self) -> dict[tuple[int, int], tuple[int, int]]:
+        return {}
 
     def forget_port_counters(self, port_id: int) -> None:
         self.forgotten.append(port_id)

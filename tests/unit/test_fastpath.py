@@ -52,6 +52,9 @@ class FakeDiscovery:
     def has(self, of: Claim, state: NeighbourState = NeighbourState.REACHABLE) -> None:
         self.neighbours[of.address] = Neighbour(of.address, state, of, Found(of, state))
 
+    def next_of(self, address: Address) -> None:
+        return None
+
     def adopt(self, of: Claim, now: float) -> bool:
         self.adopted.append((of, now))
         return of.address in self.adopts

@@ -57,6 +57,13 @@ static __always_inline void endpoint_heard(struct endpoint *endpoint)
 		endpoint->used |= ENDPOINT_USED | ENDPOINT_HEARD;
 }
 
+/* Whether frames of an endpoint may come from a host: its own, or the one that it is about to move to. */
+static __always_inline bool speaks_from(const struct endpoint *endpoint, const struct mac *host)
+{
+	return (endpoint->kind == ENDPOINT_REMOTE && mac_equal(host, &endpoint->host)) ||
+	       (endpoint->kind != ENDPOINT_FENCED && mac_equal(host, &endpoint->next));
+}
+
 /* Whether the frame, or each segment that will be made of it, fits into an MTU; packets: how many it will be on a wire.
  * (A frame from a tap bears no gso_segs: that is found when it is cut.) */
 static __always_inline bool fits(struct __sk_buff *skb, const struct packet *packet, __u32 mtu, __u32 *packets)
@@ -125,6 +132,8 @@ static __always_inline int forward_from_guest(struct __sk_buff *skb, const struc
 	if (!endpoint || endpoint->kind == ENDPOINT_FENCED ||
 	    (endpoint->kind == ENDPOINT_LOCAL && endpoint->port_id == port->port_id))
 		return NOT_KNOWN;
+	if (endpoint->flags & ENDPOINT_TRACKED && port->state != PORT_ACTIVE)
+		return NOT_KNOWN; /* who it is, map `endpoints` says only once it is claimed here */
 	routed = !same_subnet(host, destination, port->address_be);
 	if ((routed && packet->ttl <= 1) || !fits(skb, packet, endpoint->mtu, &packets))
 		return NOT_KNOWN;
@@ -181,9 +190,9 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 		return NOT_KNOWN;
 	if (!same_cell(host, packet->source_be, packet->destination_be) && !(local->flags & ENDPOINT_POLICED))
 		return drop(skb, 0, CELL_DENIED);
-	if (sender->kind != ENDPOINT_REMOTE)
-		return drop(skb, 0, SPOOF_LOCAL);
-	if (!mac_equal(source, &sender->host) || !fits(skb, packet, local->mtu, &packets))
+	if (!speaks_from(sender, source))
+		return sender->kind == ENDPOINT_REMOTE ? NOT_KNOWN : drop(skb, 0, SPOOF_LOCAL);
+	if (!fits(skb, packet, local->mtu, &packets))
 		return NOT_KNOWN;
 	if (local->flags & ENDPOINT_TRACKED) {
 		int verdict = enforce(skb, 0, local->port_id, packets, local->flags & ENDPOINT_POLICED, sender->identity);
@@ -196,7 +205,8 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 	start = FRAME_START(skb, struct headers);
 	if (!start)
 		return NOT_KNOWN;
-	endpoint_heard(sender);
+	if (sender->kind == ENDPOINT_REMOTE)
+		endpoint_heard(sender);
 	mac_copy(&start->ethernet.destination, &local->vmac);
 	if (same_subnet(host, packet->source_be, packet->destination_be))
 		mac_copy(&start->ethernet.source, &sender->vmac);

@@ -141,7 +141,7 @@ static __noinline int group_from_wire(struct __sk_buff *skb, const struct host_c
 	if (!copies.list || !copies.list->count)
 		return drop(skb, 0, NO_MEMBER);
 	sender = endpoint_of(packet->source_be);
-	if (!sender || sender->kind != ENDPOINT_REMOTE || !mac_equal(source, &sender->host) ||
+	if (!sender || sender->kind != ENDPOINT_REMOTE || !speaks_from(sender, source) ||
 	    mac_equal(source, &host->pmac) || !fits(skb, packet, all->mtu, &copies.packets) || !trim(skb, packet))
 		return NOT_KNOWN;
 	copies.source_be = packet->source_be;

@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from itertools import islice
 
 from divhook.core.addressing import ALL_HOSTS_GROUP, ZERO_ADDRESS, Address, Mac, address_text, group_mac
 from divhook.core.discovery.events import (
@@ -83,6 +84,7 @@ class LocalClaim:
     owner: Claim | None = None  # FENCED: who holds it
     hear_until_s: float = float("-inf")
     left: int = 0
+    next: Mac | None = None  # where its guest is about to move
     shared: bool = False  # it moves between endpoints: whoever takes it last has it, and nobody is fenced
 
     def step(self, event: ClaimEvent) -> None:
@@ -172,6 +174,30 @@ class Claims:
             self._take(local)
             self._begin(address, now)
         return claim
+
+    def leaving(self, address: Address, host: Mac | None, talkers: Iterable[Mac], now: float) -> None:
+        """See Discovery.leaving."""
+        local = self._local.get(address)
+        if local is None:
+            return
+        local.next = host
+        if host is None or local.state is not ClaimState.ACTIVE:
+            return
+        for peer in islice(talkers, self._limits.prepared):
+            self._questions.ask(
+                ("prepare", address, peer),
+                address,
+                peer,
+                self._prepared,
+                lambda question, at: None,
+                now,
+                tentative=local.claim,
+                kind=MessageType.PREPARE,
+                payload=host,
+            )
+
+    def _prepared(self, question: Question, message: Message, now: float) -> None:
+        self._questions.close(question.key)
 
     def tentative(
         self, address: Address, vmac: Mac, guest_id: int, identity: int, born: int | None, now: float

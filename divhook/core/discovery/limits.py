@@ -49,6 +49,8 @@ class Limits:
     carrier_spread_s: float = 1.0  # after carrier-up all claims are repeated within this time
     hear_s: float = 0.6  # after a start, a higher cached claim of the same guest is outbid unseen
     fence_probe_s: float = 10.0  # a fenced endpoint asks its owner
+    next_s: float = 60.0  # frames of an endpoint that is about to move may come from its next host as well
+    prepared: int = 256  # hosts of talkers that are told so
 
     peers: int = 16384  # hosts heard from
     withdrawn: int = 4096  # former claims remembered

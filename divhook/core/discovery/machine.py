@@ -14,6 +14,7 @@ Only a ready host answers, and says REPLY only for an address that is active and
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from divhook.core.addressing import Address, AddressPlan, Mac
 from divhook.core.discovery.claims import Claims, ClaimState, Record
@@ -113,6 +114,21 @@ class Discovery:
             self._seam.stamps.observe(claim.stamp)
             self._resolver.heard(claim, now, install=True)
 
+    def leaving(self, address: Address, host: Mac | None, talkers: Iterable[Mac], now: float) -> None:
+        """The guest is about to move to a host, which has its port: frames of it from there pass. None: it stays.
+
+        talkers: hosts that have to do with it; each is told (PREPARE) until it says so (PREPARED), three times at most.
+        """
+        self._claims.leaving(address, host, talkers, now)
+
+    def next_of(self, address: Address) -> Mac | None:
+        """Where an endpoint of this host, or a neighbour, is about to move."""
+        local = self._claims.get(address)
+        if local is not None:
+            return local.next
+        entry = self._resolver.table.get(address)
+        return entry.next if entry is not None else None
+
     def observe(self, claim: Claim) -> None:
         """A claim that was handed over: the next stamp of ours is above it."""
         if self._seam.acceptable(claim):
@@ -194,7 +210,8 @@ class Discovery:
         """
         local = self._claims.get(source)
         here = local is not None and local.state is not ClaimState.TENTATIVE
-        return self._checks.check(pmac, source, target, now, held, here, pmac in self._peers)
+        leaving = local is not None and local.state is ClaimState.ACTIVE and local.next == pmac
+        return self._checks.check(pmac, source, target, now, held, here, leaving, pmac in self._peers)
 
     def known_peer(self, pmac: Mac) -> None:
         """A host that had proved itself before this start: its data frames are held and asked about, not refused."""
@@ -238,6 +255,12 @@ class Discovery:
             else:
                 self._claims.gone(message, now)
                 self._resolver.not_here(message, now)
+        elif message.type is MessageType.PREPARE:
+            self._prepare(message, now)
+        elif message.type is MessageType.PREPARED:
+            question = self._questions.match(message)
+            if question is not None and question.kind is MessageType.PREPARE:
+                question.on_answer(question, message, now)
         elif message.type is MessageType.STALE and claim is not None and not self._claims.told(claim, now):
             self._resolver.hinted(claim, now)
 
@@ -260,6 +283,18 @@ class Discovery:
         self._seam.timers.run(now)
 
     # --- inside
+
+    def _prepare(self, message: Message, now: float) -> None:
+        """PREPARE: the host that holds an endpoint names the one that it will be on."""
+        claim, host = message.claim, message.payload
+        if claim is None or claim.tentative or (claim.host, claim.address) != (message.source, message.tpa):
+            return
+        if len(host) != 6 or host[0] & 1 or host in (self._seam.pmac, message.source):
+            host = b""
+        if not self._claims.stated(claim, now) and self._resolver.heard(claim, now) and host:
+            self._resolver.prepare(claim, host, now)
+        answer = Message(MessageType.PREPARED, self._seam.pmac, message.source, message.spa, message.tpa)
+        self._seam.send(replace(answer, nonce=message.nonce))
 
     def _asked(self, message: Message, now: float) -> None:
         """REQUEST or PROBE: install the asker's mapping, then answer."""

@@ -6,7 +6,7 @@ misses, held frames and the table itself stay within their Limits.
 
 from collections.abc import Callable
 
-from divhook.core.addressing import Address, group_mac
+from divhook.core.addressing import Address, Mac, group_mac
 from divhook.core.discovery.events import NeighbourChanged, Outcome, Released, Resolution, Unreachable
 from divhook.core.discovery.limits import HoldBudget, TokenBucket
 from divhook.core.discovery.seam import Question, Questions, Seam
@@ -129,6 +129,23 @@ class Resolver:
         elif entry.state is not NeighbourState.PROBE:
             self._refresh(entry, now)
 
+    def prepare(self, claim: Claim, host: Mac, now: float) -> None:
+        """The holder of an endpoint says that it is about to move to another host: frames from there pass, too."""
+        entry = self.table.get(claim.address)
+        if entry is None or entry.found is None or entry.found.claim.host != claim.host:
+            return
+        until_s = now + self._limits.next_s
+        entry.next, entry.next_until_s = host, until_s
+        self._seam.events.append(NeighbourChanged(entry.address, entry.claim, entry.state))
+        self._seam.timers.set(("next", entry.address), until_s, lambda at: self._not_next(claim.address, until_s))
+
+    def _not_next(self, address: Address, until_s: float) -> None:
+        """It has not moved there in time."""
+        entry = self.table.get(address)
+        if entry is not None and entry.next is not None and entry.next_until_s <= until_s:
+            entry.next = None
+            self._seam.events.append(NeighbourChanged(entry.address, entry.claim, entry.state))
+
     def forget(self, address: Address) -> tuple[object, ...]:
         """Remove an entry. Frames that wait are given back; the caller says what becomes of them, or of none."""
         entry = self.table.remove(address)
@@ -180,6 +197,8 @@ class Resolver:
 
     def _learn(self, entry: Neighbour, claim: Claim, event: NeighbourEvent) -> None:
         before, waited = entry.found, entry.state is NeighbourState.INCOMPLETE
+        if claim != entry.claim:
+            entry.next = None
         entry.claim = claim
         entry.gone = False
         entry.negative_s = 0.0

@@ -1,7 +1,7 @@
 """What the parts of discovery share: who and when we are, timers, and the two queues towards the shell."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from divhook.core.addressing import ZERO_ADDRESS, Address, AddressPlan, Mac
@@ -95,6 +95,8 @@ class Question:
     interval_s: float
     about: Claim | None = None  # the claim that the question is about
     tentative: Claim | None = None  # the statement to send along, instead of the active claim of spa
+    kind: MessageType | None = None  # instead of REQUEST or PROBE
+    payload: bytes = b""
 
 
 class Questions:
@@ -121,6 +123,8 @@ class Questions:
         interval_s: float | None = None,
         about: Claim | None = None,
         tentative: Claim | None = None,
+        kind: MessageType | None = None,
+        payload: bytes = b"",
     ) -> None:
         """Ask peer (a host or a group) for address now, and again until an answer closes it; replaces the key's.
 
@@ -140,6 +144,8 @@ class Questions:
             self._seam.limits.probe_interval_s if interval_s is None else interval_s,
             about,
             tentative,
+            kind,
+            payload,
         )
         self._by_key[key] = self._by_nonce[nonce] = question
         self._again(question, now)
@@ -164,9 +170,10 @@ class Questions:
             question.on_silence(question, now)
             return
         question.left -= 1
-        kind = MessageType.REQUEST if group_of(question.peer) else MessageType.PROBE
+        kind = question.kind or (MessageType.REQUEST if group_of(question.peer) else MessageType.PROBE)
         claim = question.tentative or self._seam.active.get(question.spa)
         spa = question.spa if claim else ZERO_ADDRESS
-        self._seam.send(Message(kind, self._seam.pmac, question.peer, spa, question.address, claim, question.nonce))
+        message = Message(kind, self._seam.pmac, question.peer, spa, question.address, claim, question.nonce)
+        self._seam.send(replace(message, payload=question.payload) if question.payload else message)
         when = now + question.interval_s
         self._seam.timers.set(question.nonce, when, lambda at: self._again(question, at))

@@ -2,7 +2,6 @@
 
 ROWS is the table of docs/protocol.md, first match. Invariant: a frame whose sending pmac has not confirmed the
 source address to us is never delivered; what waits for that is bounded per pair, in pairs and in frames.
-(The rows for moving endpoints, "just moved out" and "forwards for", stand before `not a peer`.)
 """
 
 from collections.abc import Callable
@@ -22,9 +21,10 @@ from divhook.core.wire.discovery import Claim, Message, MessageType
 class Facts(NamedTuple):
     """What decides: a = source address, p = sending pmac."""
 
+    leaving: bool  # a is active here and about to move, and p is where it goes
     local: bool  # a is active or fenced here
     usable: bool  # there is a usable entry for a
-    holder: bool  # ... and p is its host
+    holder: bool  # ... and p is its host, or the next one by that host's word
     peer: bool  # p has authenticated to us
 
 
@@ -47,8 +47,9 @@ class Row(NamedTuple):
 
 
 ROWS = (
+    Row("a is about to move from here, p is its next host", lambda f: f.leaving, Action.DELIVER, None),
     Row("a is active here, or fenced here", lambda f: f.local, Action.DROP, DropReason.SPOOF_LOCAL),
-    Row("entry for a usable, p is its host", lambda f: f.holder, Action.DELIVER, None),
+    Row("entry for a usable, p is its host or its `next`", lambda f: f.holder, Action.DELIVER, None),
     Row("p is no authenticated peer", lambda f: not f.peer, Action.CHALLENGE, DropReason.UNKNOWN_HOST),
     Row("entry usable, p differs", lambda f: f.usable, Action.PROBE, DropReason.SPOOF_SOURCE),
     Row("none, INCOMPLETE, FAILED, negative", lambda f: True, Action.PROBE, DropReason.UNVERIFIED),
@@ -84,16 +85,25 @@ class SourceChecks:
         self._challenges = TokenBucket(limits.challenges_per_s, limits.challenges_per_s)
 
     def check(
-        self, pmac: Mac, source: Address, target: Address, now: float, held: object, local: bool, peer: bool
+        self,
+        pmac: Mac,
+        source: Address,
+        target: Address,
+        now: float,
+        held: object,
+        local: bool,
+        leaving: bool,
+        peer: bool,
     ) -> SourceVerdict:
         """The table of docs/protocol.md. See Discovery.check_source."""
         entry = self._resolver.table.get(source)
         found = entry.found if entry is not None else None
-        row = decide(Facts(local, found is not None, found is not None and found.claim.host == pmac, peer))
+        holder = entry is not None and entry.speaks_from(pmac, now)
+        row = decide(Facts(leaving, local, found is not None, holder, peer))
         if row.reason is None:
-            assert entry is not None
-            entry.heard_s = now
-            self._resolver.use(entry, now)
+            if entry is not None and found is not None:
+                entry.heard_s = now
+                self._resolver.use(entry, now)
             return Outcome.DELIVER
         if row.action is Action.CHALLENGE:
             if self._challenges.available(now) and self._challenged.allow(pmac, now):

@@ -2,7 +2,7 @@
 
     length (32) | type (8) | body        length: of type and body; big-endian
 
-    source ──▶ destination   HANDOVER   claim, lease, counters, talkers, earlier hosts, digest of the policies (JSON)
+    source ──▶ destination   HANDOVER   claim, lease, counters, groups, talkers, earlier hosts, policy digest (JSON)
                destination ──▶ source   READY      the tap exists and queues
     source ──▶ destination   FLOWS      states of connections, in any order
     source ──▶ destination   FRAMES     what the paused guest has not read: (length (32), frame)*
@@ -10,6 +10,7 @@
     source ──▶ destination   LATE       a late sender's packet: pmac of that host, then the IPv4 packet
     source ──▶ destination   COMMITTED  libvirt has ended the guest at the source
     either                   ABANDONED  libvirt gave the move up
+    source ──▶ destination   COUNTERS   what the guest sent and received up to its last moment there (JSON)
     either                   NOTES      the sender's timeline (JSON)
 
 A frame is a virtio_net_hdr (10 bytes) and an Ethernet frame as the guest is to read it. Everything is bounded; what
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum, unique
 from typing import Any
 
-from divhook.core.addressing import Mac, address_text, mac_text, parse_address, parse_mac
+from divhook.core.addressing import Address, Mac, address_text, mac_text, parse_address, parse_mac
 from divhook.core.wire.discovery import Claim
 
 VERSION = 1
@@ -32,6 +33,9 @@ MAX_TALKERS = 256
 """Neighbours that a hand-over names, those last used first."""
 MAX_FORWARDERS = 8
 """Earlier hosts that still send frames on."""
+MAX_COUNTERS = 8
+MAX_GROUPS = 64
+"""Multicast groups that a NIC is a member of: as many as a port may be."""
 MAX_NOTES = 64
 """Lines of a timeline."""
 MAX_FRAME = 65536 + 64
@@ -57,11 +61,15 @@ class MoveMessage(IntEnum):
     ABANDONED = 7
     NOTES = 8
     LATE = 9
+    COUNTERS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """All of an endpoint but its flows. lease and counters are the agents' own business; born stays in the claim."""
+    """All of an endpoint but its flows. lease and counters are the agents' own business; born stays in the claim.
+
+    forwarders: pmacs of hosts that still send frames on. policy: digest of its cell's policy files. groups: of IGMP.
+    """
 
     claim: Claim
     guest: str
@@ -70,6 +78,7 @@ class Handover:
     talkers: tuple[Claim, ...]
     forwarders: tuple[Mac, ...]
     policy: str
+    groups: tuple[Address, ...] = ()
 
 
 def emit(kind: MoveMessage, body: bytes = b"") -> bytes:
@@ -182,6 +191,7 @@ def emit_handover(handover: Handover) -> bytes:
         "talkers": [claim_to_json(claim) for claim in handover.talkers[:MAX_TALKERS]],
         "forwarders": [mac_text(mac) for mac in handover.forwarders[:MAX_FORWARDERS]],
         "policy": handover.policy,
+        "groups": [address_text(group) for group in handover.groups[:MAX_GROUPS]],
     }
     return emit(MoveMessage.HANDOVER, json.dumps(value).encode())
 
@@ -195,13 +205,17 @@ def parse_handover_untrusted(body: bytes) -> Handover:
     lease = value.get("lease")
     if not isinstance(talkers, list) or not isinstance(forwarders, list) or not isinstance(counters, dict):
         raise MoveMessageError("a hand-over without talkers, forwarders or counters")
-    if len(talkers) > MAX_TALKERS or len(forwarders) > MAX_FORWARDERS or len(counters) > MAX_FORWARDERS:
+    groups = value.get("groups", [])  # an agent of before does not say any
+    if not isinstance(groups, list) or len(groups) > MAX_GROUPS:
+        raise MoveMessageError("groups that are none, or too many")
+    if len(talkers) > MAX_TALKERS or len(forwarders) > MAX_FORWARDERS or len(counters) > MAX_COUNTERS:
         raise MoveMessageError("a hand-over with too many entries")
     if lease is not None and not isinstance(lease, dict):
         raise MoveMessageError("a lease that is none")
     try:
         macs = tuple(parse_mac(text) for text in forwarders)
         counts = {str(name): _number(count) for name, count in counters.items()}
+        members = tuple(parse_address(text) for text in groups)
     except (TypeError, ValueError, AttributeError) as error:
         raise MoveMessageError(f"a hand-over is wrong: {error}") from None
     return Handover(
@@ -212,7 +226,19 @@ def parse_handover_untrusted(body: bytes) -> Handover:
         tuple(claim_untrusted(each) for each in talkers),
         macs,
         str(value.get("policy"))[:64],
+        members,
     )
+
+
+def counters_untrusted(body: bytes) -> dict[str, int]:
+    """By name. Raises MoveMessageError."""
+    counters = object_untrusted(body).get("counters")
+    if not isinstance(counters, dict) or len(counters) > MAX_COUNTERS:
+        raise MoveMessageError("counters that are none")
+    try:
+        return {str(name)[:32]: _number(count) for name, count in counters.items()}
+    except ValueError:
+        raise MoveMessageError("counters that are none") from None
 
 
 def object_untrusted(body: bytes) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class MessageType(IntEnum):
     IDENTITY = 12  # unicast: what does this identity, in the payload, stand for?
     IDENTITY_REPLY = 13  # its encoding in the payload; echoes the nonce
     MOVE = 14  # multicast: whoever runs this guest id, hand it over to the address in the payload
+    PREPARE = 15  # unicast, to hosts of talkers: the endpoint is about to move to the host whose pmac is the payload
+    PREPARED = 16  # it is known now; echoes the nonce
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Message:
     tpa: Address
     claim: Claim | None = None
     nonce: int = 0  # chosen by a requester, echoed in the answer
-    payload: bytes = b""  # CENSUS_REPLY bitmaps, IDENTITY number, IDENTITY_REPLY encoding
+    payload: bytes = b""  # CENSUS_REPLY bitmaps, IDENTITY number, IDENTITY_REPLY encoding, MOVE, PREPARE: whereto
 
 
 # --- the frame ------------------------------------------------------------------------------------------------
@@ -108,6 +110,7 @@ ANSWERS = frozenset(
         MessageType.CHALLENGE_REPLY,
         MessageType.CENSUS_REPLY,
         MessageType.IDENTITY_REPLY,
+        MessageType.PREPARED,
     }
 )
 """Sent as ARP replies; their nonce is an echo. All others are ARP requests and carry a nonce of their own."""
