@@ -554,7 +554,7 @@ class Moves:
             host, packet = late_untrusted(body)
             coming.record.late += 1
             now = self._loop.time()
-            self._plane.inject(now, self._plane.pipeline.from_wire_ipv4(host, packet, False, now))
+            self._plane.inject(now, self._plane.pipeline.from_former(host, packet, now))
         elif kind is MoveMessage.COMMITTED and not coming.move.ended:
             coming.record.note("the source has committed")
             if coming.announced is None and coming.nic.port:

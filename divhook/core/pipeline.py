@@ -418,9 +418,38 @@ class Pipeline:
         there = self.moved.get(header.destination)
         if there is None:
             return DropReason.NOT_LOCAL
-        if host in (there, self.pmac):
-            return DropReason.MOVE_RETURNS  # what it sends us for its own endpoint is never sent back
+        if host == self.pmac:
+            return DropReason.MOVE_RETURNS
         out.append(ToNewHost(header.destination, host, packet))
+        return None
+
+    def from_former(self, host: Mac, packet: bytes, now: float) -> list[Output]:
+        """A late sender's packet, from the host that an endpoint has left; `host` sent it there.
+
+        As if it had come from the wire; or, where that was this very host, from the guest here that has sent it.
+        """
+        if host != self.pmac:
+            return self.from_wire_ipv4(host, packet, False, now)
+        out: list[Output] = []
+        try:
+            reason = self._late_here(packet, now, out)
+        except WireError as error:
+            reason = error.reason
+        return [Drop(reason, PORT_WIRE, packet)] if reason is not None else out
+
+    def _late_here(self, packet: bytes, now: float, out: list[Output]) -> DropReason | None:
+        """Sent while the receiver was elsewhere; by now both are here. Its TTL was decremented then."""
+        header = header_untrusted(packet)
+        sender, local = self.ports.at(header.source), self.ports.at(header.destination)
+        if sender is None or local is None:
+            return DropReason.MOVE_RETURNS  # sent on, it could go round
+        if not sender.state is local.state is PortState.ACTIVE:
+            return DropReason.PORT_NOT_ACTIVE
+        denied = self._denied_here(sender, local, header, packet, now)
+        if denied is not None:
+            return denied
+        source = sender.vmac if sender.subnet == local.subnet else rmac(local.subnet)
+        out.append(ToGuest(local.port, _ipv4_frame(local.vmac, source, packet[: header.total_length])))
         return None
 
     def _wire_group(

@@ -76,7 +76,7 @@ class Host:
         self.nic, self.said, self.dropped = nic, list[str](), list[Any]()
         self.claim = Claim(ADDRESS, MAC, pmac, 100 if pmac == SOURCE else 101, 50, nic.guest_id, 9)
         discovery = SimpleNamespace(claims=lambda: [self.claim])
-        pipeline = SimpleNamespace(discovery=discovery, moved={}, from_wire_ipv4=lambda *_: [])
+        pipeline = SimpleNamespace(discovery=discovery, moved={}, from_former=lambda *_: [])
         plane = SimpleNamespace(pipeline=pipeline, execute=self.dropped.extend, inject=lambda *_: None)
         self.questions = MoveQuestions(pmac, PLAN)
         keys = KeyRing((Key(1, bytes(32), send=True),))
