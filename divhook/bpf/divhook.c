@@ -92,7 +92,7 @@ static __always_inline int guest_packet(struct __sk_buff *skb, const struct host
 	if (group && !dhcp && !igmp && !conforms(skb, port->port_id, BUCKET_GROUP, &port->rates[BUCKET_GROUP]))
 		return drop(skb, port->port_id, GROUP_RATE_LIMITED);
 	if (!dhcp && host->flags & HOST_FASTPATH && port->state == PORT_INCOMING && port->flags & PORT_SPEAKS && !group &&
-	    is_virtual(host, destination)) {
+	    is_virtual(host, destination) && destination != port->address_be) {
 		verdict = forward_from_guest(skb, host, port, packet, group);
 		if (verdict != NOT_KNOWN)
 			return verdict;

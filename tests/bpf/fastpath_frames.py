@@ -97,7 +97,7 @@ class Frames:
         here = world.here()
         if not here or rng.random() < 0.01:
             return Sent(rng.choice(world.taps), mutant(GUEST_CORPUS, rng))
-        place = rng.choice([place for place in here if world.passes(place)] or here if rng.random() < 0.9 else here)
+        place = rng.choice([place for place in here if world.passes(place)] or here if rng.random() < 0.8 else here)
         assert place.nic is not None
         ifindex = place.nic.ifindex
         roll = rng.random()

@@ -43,7 +43,10 @@ def remote_stops(world: World) -> None:
 def guest_is_about_to_move(world: World) -> None:
     for _ in range(3):
         if place := _any(world, world.places):
-            world.prepare(place, world.rng.choice(PEERS))
+            host = world.rng.choice(PEERS)
+            world.prepare(place, host)
+            if place.nic is not None and world.rng.random() < 0.2:  # it goes there, or so that host says
+                world.start_elsewhere(place, host)
 
 
 def local_is_claimed_elsewhere(world: World) -> None:

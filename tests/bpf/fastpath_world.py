@@ -342,7 +342,7 @@ class World:
         nic = Nic(place.guest, f"uuid-{place.guest}", placement, place.vmac, fixed=True, address=place.address)  # type: ignore[arg-type]
         nic.port, nic.ifindex = self._port_id, self.rng.choice(free)
         place.nic = nic
-        nic.incoming = nic.speaks = state is PortState.INCOMING and self.rng.random() < 0.7
+        nic.incoming = nic.speaks = state is PortState.INCOMING and self.rng.random() < 0.5
         nic.labels = (("tier", self.rng.choice(TIERS)),)
         if self.policies is None and nic.port % TRACKED == 0:
             self.programs.flows.install(nic.port, FLOWS).close()
