@@ -13,7 +13,7 @@ from typing import Protocol
 
 from divhook.adapters.bpf.programs import Programs
 from divhook.adapters.links import HOST_LINK_MAC, HostLink
-from divhook.adapters.nfqueue import BATCH, DivertQueue
+from divhook.adapters.nfqueue import BATCH, MAX_WAITING, DivertQueue
 from divhook.adapters.packet import DivertSocket, FrameSender, GroupMembership, HostSocket
 from divhook.agent.fastpath import FastPath
 from divhook.agent.flow_log import FlowLog
@@ -224,6 +224,18 @@ class Dataplane:
     def _read_queue(self) -> None:
         self._now = self.now()
         self._guarded(self._queue.read)
+        self.pump()
+
+    def drain(self) -> None:
+        """Read what waits in the queue now: a port that is about to be forgotten has frames there, perhaps."""
+        if self._pumping:  # they may be in the middle of being read
+            return
+        self._now = self.now()
+        for _ in range(MAX_WAITING // BATCH):
+            before = self.counters.from_guest + self.counters.from_wire
+            self._guarded(self._queue.read)
+            if self.counters.from_guest + self.counters.from_wire < before + BATCH:
+                break
         self.pump()
 
     def _read_diverted(self) -> None:

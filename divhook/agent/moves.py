@@ -244,6 +244,7 @@ class Moves:
         if leaving.move.state is SourceState.MOVED:
             return True
         leaving.record.note("active at the destination")
+        self._plane.drain()
         leaving.drain()
         self._act(leaving, leaving.move.on_active(claim, *leaving.counters(), time.time_ns()))
         self._state(leaving)
@@ -272,6 +273,7 @@ class Moves:
         if kind is EventKind.QEMU_STOP and knows(move.state, SourceEvent.PAUSED):
             record.note("paused (QEMU)", event.at_ns / 1e9)
             move.on_paused(event.at_ns, leaving.counters()[1])
+            self._plane.drain()  # what it has sent goes out before it runs elsewhere
         elif kind is EventKind.SUSPENDED and knows(move.state, SourceEvent.PAUSED):
             move.on_paused(time.time_ns() - PAUSE_SLACK_NS, leaving.counters()[1])
         elif kind is EventKind.QEMU_MIGRATION and event.detail in SETTLED_STATES:

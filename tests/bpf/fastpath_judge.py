@@ -21,7 +21,7 @@ from typing import NamedTuple
 import bpf_frames as f
 from fastpath_world import World
 
-from divhook.abi.layout import MARK_DIVERT, MARK_GROUP, MARK_PORT_SHIFT
+from divhook.abi.layout import MARK_DIVERT, MARK_GROUP, MARK_PORT_SHIFT, MARK_SEGMENTS
 from divhook.adapters.bpf import DROP, PASS, REDIRECT
 from divhook.core import validate
 from divhook.core.addressing import Address, Mac, SubnetId
@@ -332,6 +332,9 @@ class Judge:
                 heard=first.heard,
             )
         whole = first.frames[0][:14] + frame[14:]
+        if first.diverted == PORT_WIRE:  # its segments bear who sent it
+            mark = first.mark | MARK_SEGMENTS | int.from_bytes(frame[6:8], "big") << MARK_PORT_SHIFT
+            return replace(first, frames=(whole,), mark=mark)
         return Outcome(first.verdict, (whole,), first.mark, drop=first.drop, diverted=first.diverted, why=first.why)
 
 

@@ -78,6 +78,7 @@ class Host:
         discovery = SimpleNamespace(claims=lambda: [self.claim])
         pipeline = SimpleNamespace(discovery=discovery, moved={}, from_former=lambda *_: [])
         plane = SimpleNamespace(pipeline=pipeline, execute=self.dropped.extend, inject=lambda *_: None)
+        plane.drain = lambda: self.said.append("drain")
         self.questions = MoveQuestions(pmac, PLAN)
         keys = KeyRing((Key(1, bytes(32), send=True),))
         self.moves = Moves(cast(Any, plane), self.questions, cast(Any, self), Pinned(keys, "x"), lambda _: os.getpid())
@@ -196,7 +197,7 @@ def test_what_is_sent_into_a_tap_whose_qemu_has_ended_is_not_lost(namespace: Nam
         assert await run.came(4) == [3, 4, 5, 6]
         run.target.moves.runs(run.target.nic)
         await until(lambda: run.state() == "moved")
-        assert "moved_out" in run.source.said
+        assert [said for said in run.source.said if said in ("drain", "moved_out")] == ["drain", "drain", "moved_out"]
         run.here.send(7)
         assert await run.came(1) == [7]
 

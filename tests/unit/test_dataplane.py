@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from agent_fakes import DB, UPLINK_IFINDEX, WEB, Host, Lan, settle, story, vm
 
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.libvirt import EventKind
+from divhook.adapters.nfqueue import BATCH
 from divhook.agent import dataplane as dataplane_module
 from divhook.agent.dataplane import Dataplane
 from divhook.agent.traffic import Tally
@@ -406,3 +407,32 @@ async def test_what_reached_a_tap_is_counted_by_port_until_the_port_is_gone(lan:
     assert plane.counters.delivered == {port: Tally(2, 160)}
     plane.forget_port(port)
     assert plane.counters.delivered == {}
+
+
+@story
+async def test_what_waits_in_the_queue_is_read_whole_before_a_port_is_given_up(lan: Lan) -> None:
+    host, web = await running(lan)
+    plane = host.agent.dataplane
+    waiting, port, packet = 3 * BATCH + 5, host.nic(web).port, bytes(20)
+
+    class Queue:
+        """As DivertQueue: at most BATCH at a time."""
+
+        left = waiting
+
+        def read(self) -> None:
+            for _ in range(min(BATCH, self.left)):
+                self.left -= 1
+                plane._ipv4(port << 16 | 0xD1, None, packet)
+
+    before, former, queue = plane.counters.from_guest, plane._queue, Queue()
+    plane._queue = cast(Any, queue)
+    try:
+        plane._pumping = True
+        plane.drain()
+        assert plane.counters.from_guest == before
+        plane._pumping = False
+        plane.drain()
+    finally:
+        plane._queue = former
+    assert (plane.counters.from_guest, queue.left) == (before + waiting, 0)
