@@ -79,4 +79,4 @@ async def teardown(configuration: Configuration) -> None:
         await links.teardown(host.bridge)
     finally:
         await links.close()
-    print("divhook: removed programs, maps, rules, routes, dvhost and the bridge")
+    print("divhook: removed programs, maps, rules, the namespace of NAT, routes, dvhost and the bridge")

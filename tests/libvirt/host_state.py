@@ -25,7 +25,7 @@ PARTS = {
     "routes": "{ ip route show table all; ip rule; } | sort",
     "addresses": "ip -o address | sed 's/^[0-9]*: //'",
     "memberships": "ip maddress show dev up0 | sort",
-    "bpffs": "find /sys/fs/bpf -path '*divhook*' | sort",
+    "bpffs": "find /sys/fs/bpf -path '*divhook*' | sed 's/from_host_[0-9]*$/from_host/' | sort",
     "run": "find /run/divhook | sort",
 }
 MAPS = ("ports", "endpoints", "groups", "buckets", "traffic", "drops")

@@ -35,8 +35,8 @@ external:
   pools:
     public: {NETWORK}.2${{number}}0-{NETWORK}.2${{number}}3
 """
-SHOP = "cell: shop\nnumber: 1\nsnat: {pool: public}\nsubnets:\n  web: {number: 1}\n  db: {number: 2}\n"
-LAB = "cell: lab\nnumber: 2\nsnat: host\nsubnets:\n  web: {number: 1}\n  install: {number: 2}\n"
+SHOP = "cell: shop\nnumber: 1\nsnat: {pool: public}\nsubnets:\n  web: {number: 1}\n  db: {number: 2, mtu: 1300}\n"
+LAB = "cell: lab\nnumber: 2\n%ssubnets:\n  web: {number: 1}\n  install: {number: 2}\n"
 POLICY = """\
 cell: {cell}
 egress:
@@ -81,6 +81,13 @@ class NatBench(BareBench):
         words = ("nsenter", f"--net={NAT}", "conntrack", "-L")
         return self.lab.host(host).namespaces.run(*words, check=False).stdout
 
+    def set_snat(self, line: str) -> None:
+        """Of cell lab, on host A: the line of the cell's file."""
+        host = self.lab.host("A")
+        (host.root / "etc-divhook" / "cells" / "lab.yaml").write_text(LAB % line)
+        answer = host.ask_agent({"op": "reload"})
+        assert answer.get("ok"), answer
+
     @contextmanager
     def serving(self, place: Namespaces, *command: str) -> Iterator[None]:
         """A server program while the body runs."""
@@ -97,7 +104,7 @@ def nat_bench() -> Iterator[NatBench]:
         cells = Path(directory) / "cells"
         cells.mkdir()
         (cells / "shop.yaml").write_text(SHOP)
-        (cells / "lab.yaml").write_text(LAB)
+        (cells / "lab.yaml").write_text(LAB % "snat: host\n")
         with bare_bench(CAST, hosts=2, settings=SETTINGS, bench_class=NatBench, quiet=(), cells=cells) as bench:
             assert isinstance(bench, NatBench)
             bench.add_outside()

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from bare_fixtures import ADDRESS, Place, WireWitness, wait_for
@@ -31,6 +32,38 @@ s.bind(("", 5000))
 for _ in range(3):
     s.sendto(sys.argv[2].encode(), (sys.argv[1], 7000))
     print(s.recv(100).decode())
+"""
+
+LARGE_BYTES = 2_000_000
+FETCH = """
+import sys, time, urllib.request
+with urllib.request.urlopen(sys.argv[1], timeout=20) as page:
+    count = 0
+    while data := page.read(40_000):
+        count += len(data)
+        time.sleep(0.1)
+print(count)
+"""
+LARGE = """
+import socket, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER: always DF
+s.bind(("", 7001))
+data, peer = s.recvfrom(100)
+for size in [1400] * 20:
+    try:
+        s.sendto(bytes(size), peer)
+    except OSError:  # it knows by now
+        s.sendto(bytes(1200), peer)
+        break
+    time.sleep(0.1)
+"""
+GET = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(8)
+s.sendto(b"x", (sys.argv[1], 7001))
+print(len(s.recv(2000)))
 """
 
 
@@ -103,6 +136,15 @@ def test_a_guest_learns_the_mtu_of_a_network_behind_a_router(bench: NatBench) ->
             bench.guest(name).namespace.ip("route flush cache")
 
 
+def test_a_server_learns_the_mtu_of_a_guest(bench: NatBench) -> None:
+    with bench.running(bench.behind, LARGE):
+        assert wait_for(lambda: ":7001" in bench.behind.run("ss", "-lun").stdout)
+        got = bench.guest("db").exec(sys.executable, "-c", GET, BEHIND, check=False).stdout
+    assert got.strip() == "1200", (got, bench.drops())
+    routes = [bench.behind.run("ip", "route", "get", address).stdout for address in POOL["B"]]
+    assert any("mtu 1300" in route for route in routes), routes
+
+
 def test_datagrams_in_fragments_pass(bench: NatBench) -> None:
     for name in ("near", "alien"):
         assert bench.ping(name, SRV, 3, size=3000).received == 3, name
@@ -163,6 +205,16 @@ def test_the_hosts_own_sockets_are_as_before(bench: NatBench) -> None:
     assert "2 received" in large
 
 
+def test_a_cells_file_turns_nat_on_and_off(bench: NatBench) -> None:
+    bench.set_snat("")
+    try:
+        assert bench.ping("alien", SRV, 2, wait_s=0.5).received == 0  # it knows no way back
+        assert bench.status()["cells"] == 1
+    finally:
+        bench.set_snat("snat: host\n")
+    assert bench.ping("alien", SRV, 2).received == 2
+
+
 def test_guests_among_themselves_are_not_translated(bench: NatBench) -> None:
     ping = bench.ping("near", "db", 3)
     assert (ping.received, ping.ttls) == (3, {"63"})
@@ -186,18 +238,27 @@ def test_what_an_administrator_does_to_the_hosts_rules_and_conntrack_is_nothing_
     assert not [pair for pair in there if IPv4Address(pair[0]) in VIRTUAL or IPv4Address(pair[1]) in VIRTUAL]
 
 
-def test_translations_outlive_the_agent(bench: NatBench, fastpath: bool) -> None:
+def test_translations_outlive_the_agent(bench: NatBench, fastpath: bool, tmp_path: Path) -> None:
     host = bench.lab.host("A")
+    (tmp_path / "large").write_bytes(bytes(LARGE_BYTES))
     bench.ping("near", BEHIND, 3)
     bench.ping("alien", SRV, 3)
-    with bench.steady_ping("near", BEHIND, 8, 0.1) as one, bench.steady_ping("alien", SRV, 8, 0.1) as two:
-        time.sleep(0.5)
-        host.agent_stop()
-        before = bench.translations()
-        time.sleep(0.5)
-        host.agent_start()
-        assert wait_for(lambda: host.ask_agent({"op": "status"}).get("result", {}).get("reconciled"), 40)
-        after = bench.translations()
+    with bench.serving(bench.behind, *PAGES[:-1], str(tmp_path)):
+        assert wait_for(lambda: "8080" in bench.behind.run("ss", "-ltn").stdout)
+        with (
+            bench.steady_ping("near", BEHIND, 8, 0.1) as one,
+            bench.steady_ping("alien", SRV, 8, 0.1) as two,
+            bench.in_guest("mid", FETCH, f"http://{BEHIND}:8080/large") as transfer,
+        ):
+            time.sleep(1)
+            host.agent_stop()
+            before = bench.translations()
+            time.sleep(0.5)
+            host.agent_start()
+            assert wait_for(lambda: host.ask_agent({"op": "status"}).get("result", {}).get("reconciled"), 40)
+            after = bench.translations()
+            fetched, _ = transfer.communicate(timeout=40)
+    assert fetched.strip() == str(LARGE_BYTES)
     assert ADDRESS["near"] in before
     assert ADDRESS["near"] in after
     if fastpath:
@@ -205,3 +266,12 @@ def test_translations_outlive_the_agent(bench: NatBench, fastpath: bool) -> None
             assert each.result.received == each.result.sent, each.result.output
     assert bench.ping("near", BEHIND, 3).received == 3
     assert bench.ping("alien", BEHIND, 3).received == 3
+
+
+def test_a_host_that_is_torn_down_has_nothing_of_nat_left(bench: NatBench) -> None:
+    host = bench.lab.host("A")
+    assert "divnat0" in host.exec("ip", "link").stdout
+    host.agent_stop()
+    assert "namespace of NAT" in host.divhook("agent", "--teardown").stdout
+    assert "divnat0" not in host.exec("ip", "link").stdout
+    assert not (host.root / "run" / "netns" / "divhook-nat").exists()

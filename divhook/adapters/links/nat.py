@@ -102,6 +102,7 @@ class NatFigures:
 def rules(translations: Sequence[Translation]) -> str:
     """The namespace's whole ruleset, as one transaction."""
     source = "\n".join(f"    {rule}" for each in translations for rule in each.rules())
+    guests = ", ".join(str(prefix) for each in translations for prefix in each.prefixes)
     return f"""
 table ip divhook
 delete table ip divhook
@@ -117,6 +118,7 @@ table ip divhook {{
     type filter hook forward priority filter; policy drop;
     ct state invalid counter name invalid drop
     ct state established,related accept
+    ip saddr != {{ {guests} }} counter name invalid drop
     ct state new add @guests {{ ip saddr ct count over {MAX_TRANSLATIONS_PER_GUEST} }} counter name refused drop
     ct state new accept
   }}
