@@ -50,7 +50,8 @@ upgrade-test: bpf
 # Real guests moved in every way, and moves broken at every stage, in both modes: make move-tests MOVES=20
 move-tests: bpf
 	@for mode in on off; do DIVHOOK_MOVES=$(or $(MOVES),10) $(PY) -m pytest -q -o timeout=900 --fastpath $$mode \
-	  tests/libvirt/every_move.py tests/libvirt/every_failing_move.py tests/libvirt/test_moving_sessions.py || exit 1; done
+	  tests/libvirt/test_moves_of_every_kind.py tests/libvirt/test_moves_that_fail.py tests/libvirt/test_moving_sessions.py \
+	  tests/libvirt/test_refused_moves.py || exit 1; done
 
 # The core and the programs side by side, frames and worlds from a seed: make differential FRAMES=10000000 SEED=any
 differential: bpf

@@ -353,10 +353,12 @@ static int session(const char *device, const char *address, int port, int interv
 	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
 	struct session here = {.fd = bound(SOCK_STREAM, device, 0), .state = "connecting", .sum = FNV_START};
 	uint64_t next_us, due_us, publish_us = 0;
-	int one = 1, seen = 0;
+	int one = 1, seen = 0, size = 16 << 10;
 	char line[LENGTH];
+	size_t written = 0;
 
 	inet_pton(AF_INET, address, &to.sin_addr);
+	setsockopt(here.fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 	publish(file, &here, 0);
 	if (connect(here.fd, (struct sockaddr *)&to, sizeof(to))) {
 		here.state = strerror(errno);
@@ -377,11 +379,16 @@ static int session(const char *device, const char *address, int port, int interv
 			here.last_us = time_us;
 		}
 		if (time_us >= next_us) {
+			size_t rest; /* of a line: a full buffer may have taken the first part only */
+			ssize_t taken;
+
 			write_line(line, 'L', here.sent, 0);
-			if (write(here.fd, line, LENGTH) == LENGTH)
-				here.sent++;
-			else if (errno != EAGAIN)
+			rest = LENGTH - written;
+			taken = write(here.fd, line + written, rest);
+			if (taken < 0 && errno != EAGAIN)
 				here.state = strerror(errno);
+			written = taken > 0 ? (written + taken) % LENGTH : written;
+			here.sent += taken == (ssize_t)rest;
 			next_us += interval_ms * 1000;
 		}
 		due_us = next_us < publish_us ? next_us : publish_us;

@@ -1,5 +1,6 @@
 """A guest that moves between the session's hosts, and what it and its clients say to each other meanwhile."""
 
+import os
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,10 @@ from divhook.lab.host import LabHost
 from divhook.lab.lab import Lab
 from divhook.lab.processes import wait_until
 
+EXTENDED = "DIVHOOK_MOVES" in os.environ
+"""`make move-tests`: all of it, and longer series."""
+MOVES = int(os.environ.get("DIVHOOK_MOVES", "2"))
+"""In a row, without a rest."""
 PER_SECOND = 100
 """Of each flow, each way: less than an emulated guest can read on a busy machine, which would lose them itself."""
 SESSION_MS = 50
@@ -67,7 +72,7 @@ class Traveller:
 
     @property
     def place(self) -> str:
-        """The one host on which libvirt runs it."""
+        """The one host on which libvirt runs it. Not to be asked during a move: then there are two."""
         (name,) = self.runs_on()
         return name
 
@@ -139,20 +144,21 @@ class Traveller:
         self.look()
         self.went_on()
 
-    def went_on(self) -> None:
-        """Every session is open, and both its ends speak."""
-        before = self.sessions()
+    def went_on(self, *clients: str) -> None:
+        """Every session is open, and both its ends speak; or those of some clients."""
+        before = self.sessions(*clients)
 
         def all_did() -> bool:
-            now = self.sessions()
+            now = self.sessions(*clients)
             return all(int(now[n][what]) > int(before[n][what]) for n in now for what in ("answered", "ticks"))
 
         assert wait_until(all_did, SETTLE_S, 0.2), (before, self.sessions())
-        assert {state["state"] for state in self.sessions().values()} == {"open"}, self.sessions()
+        assert {state["state"] for state in self.sessions(*clients).values()} == {"open"}, self.sessions()
 
-    def sessions(self) -> dict[int, dict[str, Any]]:
+    def sessions(self, *clients: str) -> dict[int, dict[str, Any]]:
         """By the number of their flow."""
-        return {flow.number: state for flow, state in self.talk.sessions().items()}
+        told = self.talk.sessions().items()
+        return {flow.number: state for flow, state in told if not clients or flow.client in clients}
 
     def end(self) -> None:
         """End the sessions. The guest runs on, if it does."""
@@ -176,14 +182,19 @@ def begin_move(here: LabHost, guest: str, target: str, *options: str, uri: str =
     return attempt
 
 
-def counted_lost(lab: Lab) -> Counter[str]:
-    """Frames that the agents of all hosts say a move has lost, so far, by reason."""
+def dropped(lab: Lab) -> Counter[str]:
+    """Frames that all hosts have dropped so far, by reason."""
     found: Counter[str] = Counter()
     for host in lab.hosts.values():
         for row in rows(host, "drops"):
-            if str(row["reason"]).startswith("move_"):
+            if row["reason"] != "consumed":
                 found[str(row["reason"])] += int(row["packets"])
     return found
+
+
+def counted_lost(lab: Lab) -> Counter[str]:
+    """Those of them that the agents say a move has lost."""
+    return Counter({reason: count for reason, count in dropped(lab).items() if reason.startswith("move_")})
 
 
 def assert_whole(conversation: Conversation, counted: Counter[str], uncounted: int | None) -> None:
@@ -198,13 +209,13 @@ def assert_whole(conversation: Conversation, counted: Counter[str], uncounted: i
     assert conversation.worst("network_lost") <= counted.total() + uncounted, f"{counted} counted\n{conversation}"
 
 
-def slowed(traveller: Traveller) -> None:
-    """Its next move takes until it is cancelled."""
-    traveller.host().virsh("migrate-setspeed", traveller.name, "1")
+def slowed(host: LabHost, guest: str) -> None:
+    """Its next move from there takes until it is cancelled, or the speed is full again."""
+    host.virsh("migrate-setspeed", guest, "1")
 
 
-def full_speed(traveller: Traveller) -> None:
-    traveller.host().virsh("migrate-setspeed", traveller.name, "8796093022207")
+def full_speed(host: LabHost, guest: str) -> None:
+    host.virsh("migrate-setspeed", guest, "8796093022207")
 
 
 def two_legged(lab: Lab, cast: Cast, name: str = "mover") -> Traveller:

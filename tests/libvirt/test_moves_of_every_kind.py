@@ -1,21 +1,18 @@
 """However a guest with two NICs moves, no packet is lost or doubled: by number, both ways, in its subnet and routed.
 
-`make move-tests`: not yet part of `make test`.
+`make move-tests` runs it in both modes of the fast path, with more kinds and a longer series.
 """
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
 from lab_cast import Cast
-from moving import ORDINARY, Traveller, remove, two_legged
+from moving import EXTENDED, MOVES, ORDINARY, Traveller, remove, two_legged
 
 from divhook.lab.lab import Lab
 from divhook.lab.processes import wait_until
 
 pytestmark = pytest.mark.one_mode
-MOVES = int(os.environ.get("DIVHOOK_MOVES", "3"))
-"""In a row."""
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +25,17 @@ def traveller(lab: Lab, cast: Cast) -> Iterator[Traveller]:
 
 KINDS = {
     "live": ORDINARY,
-    "peer-to-peer": (*ORDINARY, "--p2p"),
-    "tunnelled": (*ORDINARY, "--p2p", "--tunnelled"),
     "not live": ("--persistent", "--undefinesource"),
     "post-copy": (*ORDINARY, "--postcopy", "--postcopy-after-precopy"),
-    "defined in both places": ("--live", "--persistent"),
 }
-BETWEEN = {"tunnelled": 4}
-"""Lost by all flows together and not counted, at most: seen were one or two, as the source goes. A known gap."""
+if (
+    EXTENDED
+):  # tunnelled: one packet for each NIC was lost and not counted in one of a few such moves, on a busy machine
+    KINDS |= {
+        "peer-to-peer": (*ORDINARY, "--p2p"),
+        "tunnelled": (*ORDINARY, "--p2p", "--tunnelled"),
+        "defined in both places": ("--live", "--persistent"),
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -43,7 +43,7 @@ def test_move_loses_and_doubles_nothing(
     traveller: Traveller, kind: str, record_property: Callable[[str, object], None]
 ) -> None:
     target = traveller.elsewhere
-    with traveller.talking(BETWEEN.get(kind, 0)) as conversation:
+    with traveller.talking() as conversation:
         attempt = traveller.move(target, *KINDS[kind])
     print(f"\n{kind}: to {target} in {attempt.took_s:.2f} s\n{conversation}")
     record_property("migrate_s", round(attempt.took_s, 2))
@@ -82,7 +82,7 @@ def managed_save_and_start(traveller: Traveller) -> None:
     traveller.lab.host("A").virsh("start", traveller.name)
 
 
-@pytest.mark.parametrize("sleep", [save_and_restore, managed_save_and_start])
+@pytest.mark.parametrize("sleep", [save_and_restore, managed_save_and_start] if EXTENDED else [save_and_restore])
 def test_connections_of_a_saved_guest_live_when_it_wakes(
     traveller: Traveller, sleep: Callable[[Traveller], None]
 ) -> None:
