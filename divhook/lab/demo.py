@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from divhook.core.addressing import AddressPlan, parse_mac
+from divhook.core.addressing import AddressPlan, group_mac, parse_mac
 from divhook.lab.cli import interrupt_on_sigterm
 from divhook.lab.errors import LabError
 from divhook.lab.guest import GuestSpec, LabGuest, Nic
@@ -34,6 +35,7 @@ UDP_SECONDS = 1
 UDP_PAYLOAD_BYTES = 1400
 MAX_UDP_LOSS_PERCENT = 1.0
 FOREIGN_PINGS = 3
+GROUP, GROUP_PORT = "239.1.2.3", 5007
 LABEL_TIMEOUT_S = 10.0
 POLICY = """\
 cell: shop
@@ -289,6 +291,56 @@ class Demo:
         for line in lines:
             self.story.note("  " + line)
 
+    def everybody(self) -> None:
+        """A broadcast and a group, and what the wire has of them."""
+        self.story.chapter("To all of a subnet, or to a group: one frame on the wire, and to nobody else")
+        web, others = ("web2", "web3"), ("db1", "other1")
+        for guest in self.guests.values():
+            guest.exec("sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0")
+        sender, broadcast = self.guests["web1"], self.addresses["web1"].rsplit(".", 1)[0] + ".255"
+        heard = {name: self._echoes(name) for name in others}
+        capture = self.lab.capture("broadcast")
+        output = sender.run(f"ping -c {PINGS} -i 0.2 -W 1 {broadcast}", timeout_s=30).output
+        frames = self._to_groups(read_pcap(capture.stop()))
+        for name in web:
+            count = len(set(re.findall(rf"from {re.escape(self.addresses[name])}: seq=(\d+)", output)))
+            claim = f"web1 → {broadcast}: {name} on host {self.guests[name].host.name} answers"
+            self.story.check(claim, count >= PINGS - 1, f"{count} of {PINGS}")
+        self.story.check(
+            "one frame on the wire for each, to the subnet's own group, however many listen",
+            frames == Counter({self._web_group(): PINGS}),
+            ", ".join(f"{mac.hex(':')} × {count}" for mac, count in frames.items()),
+        )
+        silent = all(self._echoes(name) == count for name, count in heard.items())
+        self.story.check("db1, of another subnet, and other1, of another cell, get none", silent)
+
+        self.guests["web2"].exec(f"socat -u UDP4-RECV:{GROUP_PORT},ip-add-membership={GROUP}:eth0 CREATE:/tmp/got &")
+        hosts = self.lab.hosts.values()
+        joined = lambda: any(host.ask_agent({"op": "groups"})["result"] for host in hosts)  # noqa: E731
+        wait_until(joined, 10, 0.1)
+        capture = self.lab.capture("group")
+        where = f"UDP4-DATAGRAM:{GROUP}:{GROUP_PORT},ip-multicast-if={self.addresses['web1']}"
+        sender.exec(f"echo hello | socat -u - {where}")
+        got = wait_until(lambda: self.guests["web2"].run("cat /tmp/got").output.strip() == "hello", 10, 0.2)
+        self.story.check(f"web1 → {GROUP}: web2, which has joined, gets it", got, "IGMP is the agents' own affair")
+        frames = self._to_groups(read_pcap(capture.stop()))
+        self.story.check("again one frame on the wire", frames == Counter({self._web_group(): 1}))
+        self.guests["web2"].exec("killall socat")
+
+    def _web_group(self) -> bytes:
+        subnet = self.plan.locate(bytes(map(int, self.addresses["web1"].split("."))))
+        assert subnet is not None
+        return group_mac(subnet)
+
+    def _echoes(self, name: str) -> int:
+        """Ping requests that a guest's kernel has taken in."""
+        head, values = self.guests[name].exec("grep Icmp: /proc/net/snmp").splitlines()[:2]
+        return int(dict(zip(head.split(), values.split(), strict=True))["InEchos"])
+
+    def _to_groups(self, packets: Iterable[tuple[float, bytes]]) -> Counter[bytes]:
+        """IPv4 of guests on the wire by group MAC."""
+        return Counter(frame[:6] for _, frame in packets if frame[0] & 1 and frame[12:14] == b"\x08\x00")
+
     def policy(self) -> None:
         """A subnet closed by two lines, and opened for who has a label, while the guests run."""
         self.story.chapter("A policy: the databases are for who has a label")
@@ -488,6 +540,7 @@ def tell(lab: Lab, story: Story) -> None:
     demo.streams()
     demo.strangers()
     demo.wire(capture.stop(), capture.dropped)
+    demo.everybody()
     demo.policy()
     demo.outside()
     demo.nat()

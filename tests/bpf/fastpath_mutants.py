@@ -78,8 +78,8 @@ MUTANTS = {
     # what an address tells
     "same_subnet is inverted": forward("return !((a_be ^ b_be) & ~host", "return !!((a_be ^ b_be) & ~host"),
     "every cell is the same": forward("return !((a_be ^ b_be) & host->cell_mask_be)", "return true"),
-    "outside is another cell": forward(
-        "return (address_be & host->supernet_mask_be) == host->supernet_be", "return true"
+    "outside is another cell": Mutant(
+        ENFORCE, "return (address_be & host->supernet_mask_be) == host->supernet_be", "return true"
     ),
     "rmac with cell and subnet swapped": forward("words_be[1] = bpf_htons(cell)", "words_be[1] = bpf_htons(subnet)"),
     "rmac of the default plan": forward(">> (host->host_bits & 31)", ">> 8"),

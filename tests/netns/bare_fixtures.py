@@ -354,10 +354,11 @@ def bare_bench(
     quiet: Sequence[str] = ("mal",),
     bench_class: type["BareBench"] = BareBench,
     cells: Path | None = None,
+    lab_class: type[BareLab] = BareLab,
 ) -> Iterator[BareBench]:
     """A lab that is up, all guests but the quiet ones configured, and hosts no longer announcing."""
     with tempfile.TemporaryDirectory(prefix="divhook-test-", dir="/var/tmp") as directory:
-        lab = BareLab(Path(directory) / "lab", specs, hosts=hosts, cells=cells, settings=settings)
+        lab = lab_class(Path(directory) / "lab", specs, hosts=hosts, cells=cells, settings=settings)
         with lab:
             bench = bench_class(lab)
             try:
