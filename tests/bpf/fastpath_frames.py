@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import bpf_frames as f
 from bpf_mutator import GUEST_CORPUS, WIRE_CORPUS, altered, mutant, runnable
-from fastpath_world import PEERS, Place, World
+from fastpath_world import FAR, HOPS, OWN, PEERS, SERVERS, Place, World
 
 from divhook.core.addressing import Address, group_mac, rmac
 
@@ -159,6 +159,8 @@ class Frames:
         roll = rng.random()
         if roll < 0.03 or not world.places:
             return Sent(None, mutant(WIRE_CORPUS, rng))
+        if roll < 0.09 and world.here():
+            return self._from_outside()
         sender = rng.choice(world.elsewhere() or world.places) if roll < 0.9 else rng.choice(world.places)
         local = [p for p in world.here() if p.subnet.cell == sender.subnet.cell]
         receiver = rng.choice(local) if local and rng.random() < 0.85 else rng.choice(world.places)
@@ -187,6 +189,14 @@ class Frames:
             link = rng.choice((group_mac(receiver.subnet), f.FOREIGN_GROUP, f.BROADCAST, f.MDNS_GROUP, f.OTHER_MAC))
         return self._sent(None, source, destination, link, host)
 
+    def _from_outside(self) -> Sent:
+        """From a server, or from behind a router; sometimes from the wrong one."""
+        rng, world = self._rng, self._world
+        source = rng.choice((*SERVERS, *HOPS, *FAR, *FAR))
+        by = rng.choice(HOPS) if source in FAR else source
+        mac = world.macs[by] if rng.random() < 0.9 else rng.choice((*world.macs.values(), STRANGER, f.PMAC, *PEERS))
+        return self._sent(None, source if rng.random() < 0.97 else OWN, rng.choice(world.here()).address, f.PMAC, mac)
+
     def _joined(self, sender: Place) -> bytes:
         """Mostly the group that its host would send to; else one that this host is in."""
         rng, heard = self._rng, sorted(self._world.pipeline.groups.listened())
@@ -198,6 +208,8 @@ class Frames:
     def _address(self, place: Place) -> Address:
         """Where it wants to go: mostly to somebody."""
         rng, world, plan = self._rng, self._world, self._world.plan
+        if rng.random() < 0.08:
+            return rng.choice((OWN, OWN, *HOPS[:2], *SERVERS, *FAR, *FAR))
         roll = rng.random()
         if roll < 0.8:
             own = [p for p in world.places if p.subnet.cell == place.subnet.cell and p is not place] or world.places

@@ -6,6 +6,7 @@
     of ARP: one ToGuest to the asker, and CONSUMED    the same, and count CONSUMED
     of a group frame: copies, and one for the wire    the same, where no port of the subnet has a policy and groups
                                                       are not routed; as many copies are counted at the same ports
+    one ToHost, nothing else                          into dvhost, the packet as it is
     one Drop, its reason in KERNELS                   drop it so, under the condition there
     anything else                                     divert the frame, as validation alone would
 
@@ -19,14 +20,15 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import bpf_frames as f
-from fastpath_world import World
+from fastpath_world import HOPS, HOST_LINK, SERVERS, World
 
 from divhook.abi.layout import MARK_DIVERT, MARK_GROUP, MARK_PORT_SHIFT, MARK_SEGMENTS
 from divhook.adapters.bpf import DROP, PASS, REDIRECT
+from divhook.adapters.links import HOST_LINK_MAC
 from divhook.core import validate
 from divhook.core.addressing import Address, Mac, SubnetId
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState
-from divhook.core.outputs import Drop, Output, ToGuest, ToWire
+from divhook.core.outputs import Drop, Output, ToGuest, ToHost, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.validate import Divert, Lane, WireFacts
 from divhook.core.wire.ipv4 import header_untrusted
@@ -64,7 +66,8 @@ class Outcome:
             return f"{'guest' if self.sender else 'wire'} to group, {min(len(self.copies), 2)} copies or more"
         if self.verdict != REDIRECT:
             return "untouched"
-        way = f"{'guest' if self.sender else 'wire'} to {'guest' if self.receiver else 'wire'}"
+        wire = "outside" if self.used in (*HOPS, *SERVERS) else "host" if self.target == HOST_LINK else "wire"
+        way = f"{'guest' if self.sender else wire} to {'guest' if self.receiver else wire}"
         return way + (", segmented" if len(self.frames) > 1 else "")
 
 
@@ -170,6 +173,8 @@ class Judge:
         world, destination = self._world, frame[30:34]
         if frame[0] & 1:
             return self._group_from_guest(endpoint, outputs)
+        if not world.plan.contains(destination):
+            return self._guest_outside(endpoint, frame, outputs)
         receiver = world.shown(destination)
         if endpoint.state is not PortState.ACTIVE and receiver is not None:
             match outputs:
@@ -187,6 +192,48 @@ class Judge:
                 length = int.from_bytes(frame[16:18], "big")
                 if GUEST_KERNELS[reason](world, Ends(frame[26:30], destination, b"", length)):
                     return Outcome(DROP, (frame,), 0, drop=(port, reason))
+        return None
+
+    def _guest_outside(self, endpoint: Endpoint, frame: bytes, outputs: list[Output]) -> Outcome | None:
+        """To an address outside, or of the host itself."""
+        world, destination = self._world, frame[30:34]
+        if world.pipeline.policies.port(endpoint) is None or endpoint.state is not PortState.ACTIVE:
+            return None  # nothing goes there: the agent says so
+        if world.externals.is_own(destination):
+            match outputs:
+                case [ToHost(packet)]:
+                    sent = HOST_LINK_MAC + endpoint.vmac + frame[12:14] + packet
+                    return Outcome(REDIRECT, (sent,), 0, HOST_LINK, sender=endpoint.port)
+                case [Drop(DropReason.HOST_SERVICE | DropReason.FLOW_UNKNOWN as reason, port, _)]:
+                    return Outcome(DROP, (frame,), 0, drop=(port, reason))
+            return None
+        packet = frame[14:]
+        way = world.externals.way(header_untrusted(packet), packet, destination)
+        known = way is not None and way.next_hop in world.met
+        match outputs:
+            case [ToWire(sent)] if known and way is not None:
+                return Outcome(REDIRECT, (sent,), 0, world.uplink, sender=endpoint.port, used=way.next_hop)
+            case [Drop(DropReason.POLICY_DENIED | DropReason.FLOW_UNKNOWN as reason, port, _)] if known:
+                assert way is not None
+                if packet[8] > 1 and int.from_bytes(packet[2:4], "big") <= way.mtu:
+                    return Outcome(DROP, (frame,), 0, drop=(port, reason))
+        return None
+
+    def _wire_outside(self, ends: Ends, frame: bytes, outputs: list[Output]) -> Outcome | None:
+        """From an address outside, to a guest."""
+        world, local = self._world, self._world.shown(ends.destination)
+        speaker = world.externals.speaker(ends.source, ends.host)
+        if speaker not in world.met or local is None or local.state is not PortState.ACTIVE:
+            return None
+        if world.pipeline.policies.port(local) is None or world.externals.is_own(ends.source):
+            return None
+        match outputs:
+            case [ToGuest(port, sent)]:
+                target = world.ifindex_of[port]
+                return Outcome(REDIRECT, (sent,), MARK, target, receiver=port, used=speaker, heard=True)
+            case [Drop(DropReason.POLICY_DENIED | DropReason.FLOW_UNKNOWN as reason, port, _)]:
+                if frame[22] > 1 and int.from_bytes(frame[16:18], "big") <= local.mtu:
+                    return Outcome(DROP, (frame,), MARK, drop=(port, reason))
         return None
 
     def _guest_arp(self, endpoint: Endpoint, frame: bytes, outputs: list[Output]) -> Outcome | None:
@@ -265,6 +312,8 @@ class Judge:
         if isinstance(verdict, DropReason):
             assert outputs == [Drop(verdict, PORT_WIRE, frame)], outputs
             return Outcome(DROP, (frame,), MARK, drop=(PORT_WIRE, verdict))
+        if verdict.copied:  # also the host's own
+            return Outcome(PASS, (frame,), MARK, diverted=PORT_WIRE, why="ARP of a server")
         found = self._wire_ipv4(frame, outputs) if verdict.lane is Lane.IPV4 and world.fast else None
         code = REDIRECT if verdict.lane is Lane.DISCOVERY else PASS
         return found or Outcome(code, (frame,), _mark(PORT_WIRE, verdict), diverted=PORT_WIRE, why=_why(outputs))
@@ -273,6 +322,8 @@ class Judge:
         world, ends = self._world, Ends(frame[26:30], frame[30:34], frame[6:12])
         if frame[0] & 1:
             return self._group_from_wire(ends, frame, outputs)
+        if not world.plan.contains(ends.source):
+            return self._wire_outside(ends, frame, outputs)
         match outputs:
             case [ToGuest(port, sent)] if ends.source in world.told:
                 target = world.ifindex_of[port]
@@ -288,6 +339,18 @@ class Judge:
         subnet = self._world.plan.locate(frame[26:30])
         assert subnet is not None
         return subnet
+
+    def _mtu_of(self, frame: bytes, gso_size: int) -> int:
+        """Above which a segmented frame counts its segments."""
+        world, packet, destination = self._world, frame[14:], frame[30:34]
+        subnet = world.plan.locate(destination)
+        if subnet is not None:
+            return world.topology[subnet].mtu
+        if world.externals.is_own(destination):
+            return gso_size + 120
+        way = world.externals.way(header_untrusted(packet), packet, destination)
+        assert way is not None
+        return way.mtu
 
     def _facts(self) -> WireFacts:
         return self._world.pipeline._wire_facts()
@@ -315,9 +378,7 @@ class Judge:
         if first.verdict == REDIRECT:
             port = first.receiver or 0
             endpoint = self._world.pipeline.ports.port(port)
-            subnet = self._world.plan.locate(frame[30:34])
-            assert subnet is not None
-            mtu = endpoint.mtu if endpoint is not None else self._world.topology[subnet].mtu
+            mtu = endpoint.mtu if endpoint is not None else self._mtu_of(frame, gso_size)
             packets = len(outcomes) if len(frame) - 14 > mtu else 1
             frames = tuple(o.frames[0] for o in outcomes)
             return Outcome(

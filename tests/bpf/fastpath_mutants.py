@@ -70,6 +70,22 @@ def group(old: str, new: str) -> Mutant:
     return Mutant("lib/group.h", old, new)
 
 
+def outward(old: str, new: str) -> Mutant:
+    return Mutant("lib/external.h", old, new, "int forward_to_external(")
+
+
+def inward(old: str, new: str) -> Mutant:
+    return Mutant("lib/external.h", old, new, "int forward_from_external(")
+
+
+def outside(old: str, new: str) -> Mutant:
+    return Mutant("lib/external.h", old, new)
+
+
+def host(old: str, new: str) -> Mutant:
+    return Mutant("lib/host.h", old, new, "int forward_to_host(")
+
+
 def arp(old: str, new: str) -> Mutant:
     return Mutant(PROGRAMS, old, new, "int answer_arp(")
 
@@ -95,8 +111,8 @@ MUTANTS = {
     # from_guest
     "group frames are forwarded": guest("if (group)", "if (false)"),
     "cells may talk": guest("if (!same_cell(host", "if (false && !same_cell(host"),
-    "a network address is another cell's endpoint": guest("number && number !=", "number !="),
-    "a broadcast address is another cell's endpoint": guest("&& number && number != host->host_mask_be", "&& number"),
+    "a network address is another cell's endpoint": guest("|| !number ||", "||"),
+    "a broadcast address is another cell's endpoint": guest("|| number == host->host_mask_be", ""),
     "CELL_DENIED at the uplink": guest("drop(skb, port->port_id, CELL_DENIED)", "drop(skb, 0, CELL_DENIED)"),
     "a fenced guest is reached": guest("endpoint->kind == ENDPOINT_FENCED ||", ""),
     "a guest is sent its own": guest(
@@ -242,6 +258,29 @@ MUTANTS = {
     "no member is no drop": group("if (!copies.list || !copies.list->count)", "if (false)"),
     "use by a group frame is not noted": group("endpoint_heard(sender);", ""),
     "a network address speaks to a group": group("bpf_ntohl(number) < 2 ||", ""),
+    # outside, and the host
+    "outside without a policy": outward("!(port->flags & PORT_POLICED) ||", ""),
+    "TTL 1 goes outside": outward("packet->ttl <= 1", "packet->ttl < 1"),
+    "TTL stays on the way outside": outward("ttl_decrement(start);", ";"),
+    "no MTU outside": outward("!fits(skb, packet, prefix->mtu, &packets)", "!fits(skb, packet, 65535, &packets)"),
+    "use of a server is not noted": outward("endpoint_used(server);", ";"),
+    "sent outside, not counted": outward("count_from(port->port_id, packets, bytes);", ";"),
+    "a flow goes by another next hop": outside("value ^= value >> 15;", "value ^= value >> 16;"),
+    "any MAC is a server's": outside("mac_equal(source, &sender->host) ? sender", "true ? sender"),
+    "any MAC is a next hop's": outside("&& mac_equal(&hop->host, source)", ""),
+    "TTL 1 comes in": inward("packet->ttl <= 1", "packet->ttl < 1"),
+    "no MTU on the way in": inward("!fits(skb, packet, local->mtu, &packets)", "!fits(skb, packet, 65535, &packets)"),
+    "a server that sends is not heard": inward("endpoint_heard(sender);", "endpoint_used(sender);"),
+    "a server's own MAC in a subnet": inward("router_mac(host, packet->destination_be, &start->ethernet.source);", ";"),
+    "from outside, the policy is not asked": inward("if (verdict != PASSES)", "if (false)"),
+    "rules for outside open the host": Mutant(
+        ENFORCE, "is_host(remote_be) ? POLICY_HOST : POLICY_EXTERNAL", "POLICY_EXTERNAL"
+    ),
+    "prefixes open the host": rule("if (question->relation == POLICY_HOST)", "if (false)"),
+    "errors about others reach the host": police("if (is_host(remote_be))", "if (false)"),
+    "what the host refuses passes": host("if (class == FLOW_DENIED)", "if (false)"),
+    "sent to the host, not counted": host("count_from(port->port_id, packets, bytes);", ";"),
+    "a guest's MAC for the host": host("mac_copy(&start->ethernet.destination, &destination);", ";"),
     # ARP
     "ARP replies are answered": arp("request->op_be != bpf_htons(ARP_REQUEST) ||", ""),
     "who asks for itself is answered": arp("|| request->tpa_be == port->address_be", ""),
@@ -257,8 +296,10 @@ MUTANTS = {
     "ARP counts the reply": arp(
         "count_ended(port->port_id, CONSUMED, bytes)", "count_ended(port->port_id, CONSUMED, skb->len)"
     ),
-    "ARP of a tentative port": arp(
-        "if (port->state == PORT_ACTIVE && host->flags", "if (port->state != PORT_FENCED && host->flags"
+    "ARP of a tentative port": Mutant(
+        PROGRAMS,
+        "known == SHARED_HELD && port->state == PORT_ACTIVE",
+        "known == SHARED_HELD && port->state != PORT_FENCED",
     ),
     "ARP is answered though the fast path is off": Mutant(
         PROGRAMS, "PORT_ACTIVE && host->flags & HOST_FASTPATH", "PORT_ACTIVE", "SPOOF_ARP_SPA"
@@ -273,6 +314,8 @@ FEW = (
     "any host may speak for a neighbour",
     "ARP tells the asker's MAC",
     "the sender gets its own copy",
+    "any MAC is a server's",
+    "rules for outside open the host",
 )
 """Of each kind: what `make test` plants."""
 

@@ -26,7 +26,7 @@ from divhook.policy.cell import CellPolicy, Default, DefaultKey, Rule
 from divhook.policy.files import PolicySet
 from divhook.policy.identity import SUBNET_LABEL, Identity
 from divhook.policy.labels import parse_selector
-from divhook.policy.peers import ALL, EXTERNAL, Anyone, CellPeer, Cidr, Peer, Selection
+from divhook.policy.peers import ALL, EXTERNAL, Anyone, CellPeer, Cidr, OwnHost, Peer, Selection
 from divhook.policy.services import Service, parse_service
 
 TIERS = ("web", "db", "batch")
@@ -98,6 +98,12 @@ class TwinPolicies:
 
     def may_talk(self, own: int, other: int) -> bool:
         return self.enforcement.may_talk(own, other)
+
+    def may_reach(self, endpoint: Endpoint, external: Address) -> bool:
+        return self.enforcement.may_reach(endpoint, external)
+
+    def reaches_host(self, endpoint: Endpoint) -> bool:
+        return self.enforcement.reaches_host(endpoint)
 
     def told(self, event: FlowEvent) -> None:
         """The kernel's is not compared."""
@@ -180,7 +186,10 @@ class WorldPolicies:
             return name
         rules = [self._rule(name, cell, line) for line in range(rng.choice((0, 2, 6, 12)))]
         keys: list[DefaultKey] = [(None, d, r) for d in Direction for r in (Relation.SUBNET, Relation.CELL)]
+        keys += [(None, d, Relation.EXTERNAL) for d in Direction]
         defaults = {key: Default(rng.random() < 0.5) for key in keys if rng.random() < 0.5}
+        if rng.random() < 0.4:
+            rules.append(self._host_rule(name))
         self.cells[name] = CellPolicy(name, tuple(rules), defaults=defaults)
         return name
 
@@ -198,6 +207,13 @@ class WorldPolicies:
             Position("world", line + 1),
         )
 
+    def _host_rule(self, name: str) -> Rule:
+        services = tuple(parse_service(text) for text in ("any", "udp", "icmp"))
+        picked = (self._rng.choice(services),)
+        ways = list(Direction)
+        place = Position("world", 99)
+        return Rule(name, self._rng.choice(ways), (Selection(),), (OwnHost(),), picked, False, False, place)
+
     def _subnet(self, cell: int) -> str:
         return f"s{self._rng.choice([s for s in self._subnets if s.cell == cell]).subnet}"
 
@@ -211,6 +227,7 @@ class WorldPolicies:
             Anyone(),
             ALL,
             EXTERNAL,
+            OwnHost(),
             Selection(subnet=self._subnet(cell)),
             self._tier(),
             CellPeer(cell_name(other)),

@@ -26,7 +26,7 @@ from fastpath_judge import MARK, Judge, Outcome, segments
 from fastpath_turns import turn
 from fastpath_world import MAKE_TAPS, TAPS, World
 
-from divhook.abi.entries import RemoteEndpoint, TrafficCount
+from divhook.abi.entries import ExternalEndpoint, RemoteEndpoint, TrafficCount
 from divhook.adapters.bpf import FROM_GUEST, FROM_WIRE, REDIRECT, Programs
 from divhook.core.addressing import Address, AddressPlan
 from divhook.core.endpoint import PORT_WIRE
@@ -85,7 +85,7 @@ class Referee:
         table = self.programs.endpoints()
         marks = set()
         for address, entry in table.items():
-            if isinstance(entry, RemoteEndpoint):
+            if isinstance(entry, RemoteEndpoint | ExternalEndpoint):
                 marks |= {(address, name) for name in ("used", "heard") if getattr(entry, name)}
                 table[address] = replace(entry, used=False, heard=False)
         expected = self.world.endpoints()
@@ -131,7 +131,7 @@ class Referee:
 
     def _neighbour(self, address: Address, clear: bool = False) -> tuple[bool, bool]:
         entry = self.programs.endpoint(address)
-        assert isinstance(entry, RemoteEndpoint), address
+        assert isinstance(entry, RemoteEndpoint | ExternalEndpoint), address
         if clear:
             self.programs.set_endpoint(address, replace(entry, used=False, heard=False))
             self.marks -= {(address, "used"), (address, "heard")}

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable
 
 from fastpath_policies import TIERS
-from fastpath_world import PEERS, Place, World
+from fastpath_world import HOPS, PEERS, SERVERS, Place, World
 
 from divhook.abi.entries import RemoteEndpoint
 from divhook.core.addressing import ALL_HOSTS_GROUP
 from divhook.core.discovery import ClaimState
 from divhook.core.endpoint import PortState
+from divhook.core.wire.arp import request_frame
 from divhook.core.wire.discovery import Message, MessageType
 
 
@@ -98,6 +99,7 @@ def agent_restarts(world: World) -> None:
     tentative = [p for p in world.here() if old.state(p.address) is ClaimState.TENTATIVE]
     for place in tentative:
         world.unplug(place)
+    met, macs = world.met, {address: world.externals.mac(address) for address in world.met}
     world.boot()
     world.discovery.restore(records, highest)
     world.told.clear()
@@ -111,6 +113,7 @@ def agent_restarts(world: World) -> None:
             identity = place.nic.identity
             world.discovery.reclaim(place.address, place.vmac, place.nic.guest_id, identity, world.now)
     world.group_lists.adopt(world.now)
+    world.met = {address for address in met if macs[address] is not None}
     list(world.fastpath.adopt(world.now, lambda address: any(p.address == address for p in world.here())))
     world.discovery.ready(world.now)
     if world.twins is not None:
@@ -141,6 +144,20 @@ def mid_stream_is_welcome(world: World) -> None:
         world.twins.enforcement.pick_up(place.nic.port, world.now, 3600.0)
 
 
+def server_falls_silent(world: World) -> None:
+    """Or answers again; or has another NIC."""
+    address = world.rng.choice((*HOPS, *SERVERS))
+    world.silent ^= {address}
+    if world.rng.random() < 0.3:
+        world.macs[address] = bytes((6, 0x5E, 0, 0, 1, world.rng.randrange(256)))
+
+
+def server_asks_for_a_guest(world: World) -> None:
+    address = world.rng.choice((*HOPS, *SERVERS))
+    if place := _any(world, world.here()):
+        world.server_says(request_frame(world.macs[address], address, place.address))
+
+
 TURNS: tuple[Callable[[World], None], ...] = (
     remote_moves,
     remote_moves,
@@ -163,4 +180,7 @@ TURNS: tuple[Callable[[World], None], ...] = (
     label_changes,
     label_changes,
     mid_stream_is_welcome,
+    server_falls_silent,
+    server_falls_silent,
+    server_asks_for_a_guest,
 )

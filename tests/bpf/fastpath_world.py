@@ -1,6 +1,7 @@
 """One host with the real core, the real publisher and the real maps, among peers that are played; all from one seed.
 
     places   addresses of guests: here, on another host, on both (fenced), nowhere
+    outside  servers and routers without an agent, that answer ARP or not; OWN is the host itself
     sync     what the agent's shell does after a frame
     ports    as agent/ports.py keeps them, with map `endpoints` as agent/fastpath.py keeps it
 
@@ -20,13 +21,14 @@ from bpf_bench import UNLIMITED, host_entry
 from bpf_frames import PMAC
 from fastpath_policies import TIERS, TwinPolicies, WorldPolicies, cell_name, enforcement_of
 
-from divhook.abi.entries import EndpointEntry, LocalEndpoint, PortEntry, RemoteEndpoint
+from divhook.abi.entries import EndpointEntry, ExternalEndpoint, LocalEndpoint, PortEntry, RemoteEndpoint
 from divhook.adapters.bpf import Programs
 from divhook.adapters.bpf.policy import POLICY_TABLES
 from divhook.agent.enforcement import Enforcement
 from divhook.agent.fastpath import FastPath
 from divhook.agent.group_lists import GroupLists
 from divhook.agent.nic import Nic
+from divhook.agent.outside import Outside
 from divhook.agent.ports import Ports
 from divhook.agent.shared import SharedMaps
 from divhook.core.addressing import ALL_HOSTS_GROUP, Address, AddressPlan, Mac, SubnetId
@@ -43,8 +45,20 @@ from divhook.core.discovery import (
     Unfenced,
 )
 from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
+from divhook.core.external import (
+    ExternalChanged,
+    ExternalIdle,
+    ExternalMap,
+    Externals,
+    NextHop,
+    OnLink,
+    OwnAddress,
+    Route,
+)
+from divhook.core.outputs import Output, ToWire
 from divhook.core.pipeline import Pipeline
 from divhook.core.router import SubnetFacts, Topology
+from divhook.core.wire.arp import reply_frame
 from divhook.core.wire.discovery import Claim, Message, MessageType
 
 PLANS = {
@@ -63,6 +77,11 @@ MAKE_TAPS = " && ".join(
     [f"ip link add t{n} type veth peer name t{n + 1}" for n in range(0, len(TAPS), 2)]
     + [f"ip link set {tap} addrgenmode none up" for tap in TAPS]
 )
+LINK, BEHIND = IPv4Network("192.0.2.0/24"), IPv4Network("198.51.100.0/24")
+OWN, HOST_LINK = bytes((192, 0, 2, 10)), 77
+HOPS = tuple(bytes((192, 0, 2, n)) for n in (1, 2, 3))
+SERVERS = tuple(bytes((192, 0, 2, n)) for n in (71, 72, 73))
+FAR = tuple(bytes((198, 51, 100, n)) for n in (9, 77, 130))
 FIRST_PORT_ID = 0x1A2B
 MTUS = (1500, 1500, 1400, 576, 2000)
 POLICIES = 0.6
@@ -134,6 +153,15 @@ class World:
         wanted = not cast and self.rng.random() < POLICIES
         self.policies = WorldPolicies(self.rng, self.plan, self.subnets) if wanted else None
         self.twins: TwinPolicies | None = None
+        self._outside = random.Random(f"outside of {seed}")
+        mtus = self._outside.sample(MTUS, 2)
+        weights = (1, self._outside.choice((1, 3)), 0)
+        route = Route(BEHIND, tuple(map(NextHop, HOPS, weights)), mtus[0])
+        self.declared = ExternalMap([OnLink(LINK, mtus[1])], [route])
+        self.macs = {address: bytes((6, 0x5E, 0, 0, 0, address[3])) for address in (*HOPS, *SERVERS)}
+        self.silent: set[Address] = set()
+        self.met: set[Address] = set()
+        """Of these, the programs know where they are."""
         self._clear()
         self.boot()
         self.discovery.ready(self.now)
@@ -188,8 +216,12 @@ class World:
         self.programs.configure(host)
         self.uplink = host.uplink_ifindex
         self.discovery = Discovery(PMAC, self.plan, random.Random(self.rng.random()), WALL_US, LIMITS)
-        self.pipeline = Pipeline(self.plan, PMAC, PortTable(), self.topology, self.discovery)
+        self.externals = Externals(PMAC, self.declared, [OwnAddress(OWN, LINK)])
+        self.pipeline = Pipeline(self.plan, PMAC, PortTable(), self.topology, self.discovery, self.externals)
         self.fastpath = FastPath(self.programs, self.plan, self.topology, self.discovery, self.fast)
+        self.outside = self.fastpath.outside = Outside(self.programs, self.externals, self.fast, HOST_LINK)
+        self.outside.start()
+        self._questions: list[bytes] = []
         self.ifindex_of: dict[int, int] = {}
         self.group_lists = GroupLists(self.programs, self.pipeline, self.ifindex_of, self.fast)
         shell = SimpleNamespace(
@@ -268,6 +300,10 @@ class World:
             assert entry.state in KNOWN_STATES, (address, entry.state)
             assert subnet is not None
             table[address] = RemoteEndpoint(entry.found.claim, self.topology[subnet].mtu, next=entry.next)
+        for address in self.met:
+            mac = self.externals.mac(address)
+            assert mac is not None, address
+            table[address] = ExternalEndpoint(mac)
         for port in self.pipeline.ports.all() if self.fast else ():
             if port.address is not None and port.state in SHOWN_STATES:
                 fenced = port.state is PortState.FENCED
@@ -282,7 +318,7 @@ class World:
     def sync(self) -> None:
         """What Dataplane does after a frame: events, then what was decided."""
         pipeline = self.pipeline
-        pipeline.collect(self.now)
+        self._take(pipeline.collect(self.now))
         self.frame_done()
         if pipeline.pending_events:
             events, pipeline.pending_events = pipeline.pending_events, []
@@ -293,8 +329,39 @@ class World:
             self.fastpath.used(decided, self.now)
             for address in decided:
                 self._learn(address)
+        self._sync_outside()
         pipeline.groups.members.ports_changed(self.now)
         self.group_lists.sync()
+
+    def _take(self, outputs: list[Output]) -> None:
+        """The host's own questions, of all that it sends by itself."""
+        sent = [output.frame for output in outputs if isinstance(output, ToWire)]
+        self._questions += [frame for frame in sent if frame[12:14] == b"\x08\x06" and frame[38:42] in self.macs]
+
+    def _sync_outside(self) -> None:
+        border = self.pipeline.border
+        events, border.pending_events = border.pending_events, []
+        for event in events:
+            self.outside.event(event)
+            if isinstance(event, ExternalIdle) or (isinstance(event, ExternalChanged) and event.mac is None):
+                self.met.discard(event.address)
+        used, border.decided = border.decided, []
+        self.outside.used(used)
+        self.met |= {address for address in used if self.externals.mac(address) is not None}
+        if self._questions and self._outside.random() < 0.3:
+            self.servers_answer()
+
+    def servers_answer(self) -> None:
+        """Those that the host has asked, where they are not silent."""
+        asked, self._questions = self._questions, []
+        for frame in asked:
+            target = frame[38:42]
+            if target not in self.silent and self._outside.random() < 0.9:
+                self.server_says(reply_frame(self.macs[target], target, PMAC, frame[28:32]))
+
+    def server_says(self, frame: bytes) -> None:
+        self._take(self.pipeline.from_wire(frame, self.now))
+        self.sync()
 
     def _event(self, event: object) -> None:
         if isinstance(event, NeighbourChanged):
@@ -408,6 +475,7 @@ class World:
                 answer = Message(kind, source, PMAC, message.spa, message.tpa, nonce=nonce, payload=found.encode())
                 self.pipeline.identities.receive(answer, self.now)
                 self.sync()
+        self.servers_answer()
         for _ in range(8):
             asked = [m for m in self.discovery.messages_to_send() if m.type in (MessageType.REQUEST, MessageType.PROBE)]
             if not asked:

@@ -36,6 +36,7 @@ REACHED = {
         "wire to group, 1 copies or more",
         "NO_MEMBER",
     ),
+    *("guest to outside", "outside to guest", "guest to host", "HOST_SERVICE", "diverted: EXTERNAL_SPOOF"),
     *("diverted: forwarded", "diverted: fragmented", "diverted: held, or discovery", "diverted: TTL_EXPIRED"),
     *("diverted: FRAGMENTATION_NEEDED", "diverted: NOT_LOCAL", "diverted: UNKNOWN_HOST", "diverted: NO_SUCH_ENDPOINT"),
 }
