@@ -158,7 +158,7 @@ class NatService:
             if not self._plan:
                 return
             there = self._programs.attached().get(self.ifindex) == FROM_NAT
-            if there and not self.problem and await asyncio.to_thread(self._namespace.intact):
+            if there and not self.problem and await asyncio.to_thread(self._namespace.intact, self._plan.translations):
                 return
             log.warning("the namespace that translates, or the way to it, was not what it must be: set again")
             self.set_again += 1

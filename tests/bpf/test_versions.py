@@ -20,6 +20,7 @@ from test_attach import IPV6, TCX, filters, mode, pin_dir, send_from_guest, tap
 
 from divhook.abi import entries
 from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
+from divhook.abi.layout import HOST_NAT, HostConfig
 from divhook.adapters.bpf import FROM_GUEST, AttachMode, BpfError, Programs, programs, teardown, versions
 from divhook.core.addressing import parse_address, parse_mac
 from divhook.core.flow import Flow, FlowKey
@@ -30,6 +31,7 @@ from divhook.lab.processes import wait_until
 __all__ = ["mode", "pin_dir", "tap"]
 
 HERE, THERE = parse_address("10.1.1.66"), parse_address("10.1.1.68")
+NAT_ADDRESS = parse_address("192.0.2.160")
 CLAIM = Claim(THERE, parse_mac("52:54:00:a1:b2:c3"), f.PEER, 0x1122334455667788, 0x99AABBCC, 0xDDEEFF0011, 0x2233)
 LOCAL = LocalEndpoint(parse_mac("52:54:00:0a:0b:0c"), 77, 12, 1450)
 REMOTE = RemoteEndpoint(CLAIM, 1400)
@@ -75,6 +77,8 @@ def filled(loaded: Programs, tap: int) -> Programs:
     loaded.set_endpoint(THERE, REMOTE)
     loaded.set_groups({f.GROUP})
     loaded.add_peer(f.PEER)
+    loaded.nat.set_addresses({NAT_ADDRESS})
+    loaded.nat.open(77, f.OTHER_MAC)
     loaded.attach_port(tap)
     send_from_guest()
     return loaded
@@ -92,6 +96,8 @@ def contents(loaded: Programs) -> dict[str, object]:
         "traffic": loaded.traffic(PORT_ID),
         "buckets": buckets,
         "attached": loaded.attached(),
+        "nat": (loaded.nat.is_open(), loaded.nat.addresses()),
+        "nat is looked at": HostConfig.from_buffer_copy(loaded._maps["config"].get(bytes(4)) or b"").flags & HOST_NAT,
     }
 
 
@@ -107,6 +113,8 @@ def test_an_upgrade_and_a_downgrade_carry_everything(
     before.attach_uplink(socket.if_nametoindex("uplink0"))
     expected = contents(before)
     assert expected["endpoints"] == {HERE: LOCAL, THERE: REMOTE}
+    assert expected["nat"] == (True, {NAT_ADDRESS})
+    assert expected["nat is looked at"]
     before.close()
     for _ in range(2):
         with later() as load:

@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
@@ -81,6 +82,11 @@ def tcp(source: bytes, destination: bytes, ports: tuple[int, int], numbers: tupl
     sum_be = checksum(pseudo + header).to_bytes(2, "big")
     payload = header[:16] + sum_be + header[18:]
     return Ipv4(source=source, destination=destination, protocol=Protocol.TCP, payload=payload).emit()
+
+
+def listing(directory: Path) -> str:
+    words = ["nsenter", f"--net={directory / 'nat'}", "nft", "-a", "list", "ruleset"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 def ports(packet: bytes) -> tuple[int, int]:
@@ -180,16 +186,20 @@ def test_connections_keep_their_address_when_the_rules_are_set_again(bench: Benc
 
 def test_it_is_made_once_and_brought_back_and_removed(bench: Bench, tmp_path: Path) -> None:
     assert bench.mine.ensure(1500) == bench.ifindex
-    assert bench.mine.intact()
+    assert bench.mine.intact(PLAN)
+    assert not bench.mine.intact(PLAN[:1])
+    before = listing(tmp_path)
+    bench.mine.translate(PLAN)
+    assert listing(tmp_path) == before  # handles and all: nothing was set again
     first, last, reserved = bench.mine.host_ports()
     assert 0 < first < last <= 65535
     assert reserved == ""
     os.system(f"nsenter --net={tmp_path / 'nat'} nft flush ruleset")
-    assert not bench.mine.intact()
+    assert not bench.mine.intact(PLAN)
     os.system(f"ip link del {LINK}")
     assert bench.mine.ensure(1400) != bench.ifindex
     bench.mine.translate(PLAN)
-    assert bench.mine.intact()
+    assert bench.mine.intact(PLAN)
     bench.mine.remove()
     assert not bench.mine.exists()
     assert LINK not in {name for _, name in socket.if_nameindex()}

@@ -54,7 +54,7 @@ class FakeNamespace:
     def host_ports(self) -> tuple[int, int, str]:
         return self.ports
 
-    def intact(self) -> bool:
+    def intact(self, translations: Sequence[Translation]) -> bool:
         return self.there
 
     def figures(self) -> NatFigures:

@@ -140,6 +140,8 @@ class Programs:
             if fresh:
                 for other in versions.others(pin_dir)[:1]:
                     carry(other / "maps", self._maps)
+                if host is not None and self.nat.is_open():
+                    self.configure(host)  # once more: what was carried translates, and that shows in the flags
                 directory.rename(pin_dir)
                 self._pin_dir = pin_dir
         except BaseException:

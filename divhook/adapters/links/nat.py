@@ -13,6 +13,7 @@ own policy: a flow without a translation does not begin). Calls block for some 1
 """
 
 import ctypes
+import hashlib
 import json
 import os
 import socket
@@ -100,13 +101,25 @@ class NatFigures:
 
 
 def rules(translations: Sequence[Translation]) -> str:
-    """The namespace's whole ruleset, as one transaction."""
-    source = "\n".join(f"    {rule}" for each in translations for rule in each.rules())
-    guests = ", ".join(str(prefix) for each in translations for prefix in each.prefixes)
+    """The namespace's whole ruleset, as one transaction. A comment tells it from any other."""
+    table = _table(translations)
     return f"""
 table ip divhook
 delete table ip divhook
 table ip divhook {{
+  comment "{_mark(table)}"
+{table}}}
+"""
+
+
+def _mark(table: str) -> str:
+    return f"divhook {hashlib.sha256(table.encode()).hexdigest()[:16]}"
+
+
+def _table(translations: Sequence[Translation]) -> str:
+    source = "\n".join(f"    {rule}" for each in translations for rule in each.rules())
+    guests = ", ".join(str(prefix) for each in translations for prefix in each.prefixes)
+    return f"""\
   counter refused {{ }}
   counter invalid {{ }}
   set guests {{
@@ -133,7 +146,6 @@ table ip divhook {{
     type nat hook postrouting priority srcnat; policy drop;
 {source}
   }}
-}}
 """
 
 
@@ -188,17 +200,21 @@ class NatNamespace:
             ) from None
 
     def translate(self, translations: Sequence[Translation]) -> None:
-        """Translate so from now on. Connections that there are keep their translation. Raises LinkError."""
-        self._inside(lambda: _run("nft", "-f", "-", stdin=rules(translations)))
+        """Translate so from now on. Connections that there are keep their translation. Raises LinkError.
+
+        Rules that are so already, as after the agent's restart, are left alone.
+        """
+        if not self.intact(translations):
+            self._inside(lambda: _run("nft", "-f", "-", stdin=rules(translations)))
 
     def forget(self) -> None:
         """End every translation. Raises LinkError."""
         self._inside(_flush_conntrack)
 
-    def intact(self) -> bool:
-        """Whether the namespace has its rules still."""
+    def intact(self, translations: Sequence[Translation]) -> bool:
+        """Whether the namespace has these rules."""
         try:
-            return "postrouting" in str(self._inside(lambda: _run("nft", "list", "table", "ip", "divhook")))
+            return _mark(_table(translations)) in self._inside(lambda: _run("nft", "list", "table", "ip", "divhook"))
         except LinkError:
             return False
 
