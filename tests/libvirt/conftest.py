@@ -10,7 +10,7 @@ from lab_cast import Cast
 
 from bench.moves.traffic import build
 from divhook.lab.guest import GuestSpec, Nic
-from divhook.lab.lab import PLAIN, Lab
+from divhook.lab.lab import NETWORK, PLAIN, Lab
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,13 @@ def plain_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Two hosts with libvirtd and agent, and the cells of policies/cells. Guests have /usr/bin/talk (bench/moves)."""
-    with Lab(tmp_path_factory.mktemp("lab"), hosts=2, programs=(build(tmp_path_factory.mktemp("programs")),)) as lab:
+    """Two hosts with libvirtd and agent, and the cells of policies/cells. Guests have /usr/bin/talk (bench/moves).
+
+    Whatever is on the wire is declared; without a policy that is of no consequence.
+    """
+    talk = build(tmp_path_factory.mktemp("programs"))
+    settings = f"external:\n  on_link: [{{prefix: {NETWORK}.0/24}}]\n"
+    with Lab(tmp_path_factory.mktemp("lab"), hosts=2, programs=(talk,), settings=settings) as lab:
         yield lab
 
 

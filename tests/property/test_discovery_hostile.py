@@ -48,10 +48,10 @@ address = st.binary(min_size=4, max_size=4)
 @st.composite
 def messages(draw: st.DrawFn, source: st.SearchStrategy[bytes] = host_mac) -> Message:
     kind = draw(st.sampled_from(MessageType))
-    spa, tpa = draw(address), draw(address)
+    spa, tpa = draw(st.one_of(address, st.just(bytes(4)))), draw(address)
     claim = None
     if draw(st.booleans()):
-        spoken_of = spa if kind in CLAIMS_ON_SPA else tpa
+        spoken_of = spa if kind in CLAIMS_ON_SPA and any(spa) else tpa
         numbers = [draw(u64) for _ in range(4)]
         claim = Claim(spoken_of, draw(host_mac), draw(host_mac), *numbers, tentative=draw(st.booleans()))
     payload = draw(st.binary(max_size=40))

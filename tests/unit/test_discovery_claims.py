@@ -387,7 +387,7 @@ def test_tentative_address_passes_after_three_unanswered_requests(wire):
     wire.run(0.002)
     assert wire.of(HOST_A, TentativePassed) == [TentativePassed(WEB)]
     assert [(m.type, m.destination, m.spa, m.claim.tentative) for m in wire.log] == [
-        (MessageType.REQUEST, group_mac(SubnetId(3, 7)), WEB, True)
+        (MessageType.REQUEST, group_mac(SubnetId(3, 7)), bytes(4), True)
     ] * 3
     assert wire.hosts[HOST_A].claims() == []
     claim = wire.hosts[HOST_A].confirm(WEB, wire.now)

@@ -121,6 +121,15 @@ def test_discovery_is_told_from_any_other_arp():
     assert not is_discovery(b"")
 
 
+def test_a_question_whether_anybody_has_an_address_is_an_arp_probe_of_which_plain_machines_learn_nothing():
+    probe = replace(REQUEST, spa=bytes(4), claim=replace(claim(REQUEST.tpa), tentative=True))
+    frame = emit(probe, ENVELOPE)
+    assert frame[28:32] == bytes(4)  # RFC 5227 §2.1.1
+    assert parse_discovery_untrusted(frame + TAG)[0] == probe
+    with pytest.raises(ValueError, match="does not speak of"):
+        emit(replace(probe, claim=claim(SPA)), ENVELOPE)
+
+
 def test_tentative_claim_sets_its_flag():
     tentative = replace(REQUEST, claim=replace(claim(SPA), tentative=True))
     frame = emit(tentative, ENVELOPE)

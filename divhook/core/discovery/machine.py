@@ -303,7 +303,7 @@ class Discovery:
         if (
             own is not None
             and own.host == message.source
-            and own.address == message.spa
+            and own.address in (message.spa, message.tpa)
             and not self._claims.stated(own, now)
             and not own.tentative
         ):

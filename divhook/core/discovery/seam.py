@@ -172,7 +172,8 @@ class Questions:
         question.left -= 1
         kind = question.kind or (MessageType.REQUEST if group_of(question.peer) else MessageType.PROBE)
         claim = question.tentative or self._seam.active.get(question.spa)
-        spa = question.spa if claim else ZERO_ADDRESS
+        # One that is only tentative has no address yet: a probe (RFC 5227), of which plain machines learn nothing.
+        spa = question.spa if claim and not question.tentative else ZERO_ADDRESS
         message = Message(kind, self._seam.pmac, question.peer, spa, question.address, claim, question.nonce)
         self._seam.send(replace(message, payload=question.payload) if question.payload else message)
         when = now + question.interval_s

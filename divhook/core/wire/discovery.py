@@ -67,7 +67,8 @@ class Message:
     source, destination: Ethernet addresses; source is also ARP sha, the sender's pmac.
     spa: the asking endpoint's address, or zero; tpa: the address asked for or spoken of.
     claim: the sender's statement on `tpa` (REPLY, ANNOUNCE, MOVED, STALE, GONE), or on `spa` (REQUEST, PROBE: so
-    that the responder can install the requester's mapping before it replies); None where it has none.
+    that the responder can install the requester's mapping before it replies); None where it has none. A REQUEST whose
+    spa is zero asks whether anybody has tpa, and states a claim on that.
     """
 
     type: MessageType
@@ -115,7 +116,7 @@ ANSWERS = frozenset(
 )
 """Sent as ARP replies; their nonce is an echo. All others are ARP requests and carry a nonce of their own."""
 CLAIMS_ON_SPA = frozenset({MessageType.REQUEST, MessageType.PROBE})
-"""Their claim speaks of spa, the asker's own address; that of all others speaks of tpa."""
+"""Their claim speaks of spa, the asker's own address, if that is not zero; that of all others speaks of tpa."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +303,7 @@ def parse_discovery_untrusted(frame: bytes) -> tuple[Message, Envelope, bytes, b
 
 
 def _claimed(kind: MessageType, spa: Address, tpa: Address) -> Address:
-    return spa if kind in CLAIMS_ON_SPA else tpa
+    return spa if kind in CLAIMS_ON_SPA and any(spa) else tpa
 
 
 def _is_host(mac: Mac) -> bool:
