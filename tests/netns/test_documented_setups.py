@@ -72,7 +72,7 @@ class SetupBench(BareBench):
         command = place.enter("python3", "-m", "http.server", str(port), "--directory", "/usr/share/common-licenses")
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
-                assert wait_for(lambda: f":{port}" in place.run("ss", "-ltn").stdout)
+                assert wait_for(lambda: f":{port}" in place.run("ss", "-ltn").stdout, 30)
                 yield
             finally:
                 process.kill()

@@ -14,6 +14,8 @@ from bare_fixtures import ADDRESS, Place, WireWitness, wait_for
 from nat_bench import BEHIND, POOL, R1, SRV, NatBench, nat_bench
 from test_external import hops
 
+from divhook.lab.namespaces import Namespaces
+
 VIRTUAL = IPv4Network("10.0.0.0/8")
 PAGES = ("python3", "-m", "http.server", "8080", "--directory", "/usr/share/common-licenses")
 ECHO = """
@@ -77,6 +79,11 @@ def host_address(bench: NatBench, name: str = "A") -> str:
     return str(bench.lab.host(name).plan.address)
 
 
+def listens(place: Namespaces, port: str) -> bool:
+    """Whether a server program has come so far; on a busy machine that takes a while."""
+    return wait_for(lambda: port in place.run("ss", "-ltun").stdout, 30)
+
+
 def external_ipv4(frames: list[bytes]) -> list[tuple[str, str]]:
     """(source, destination) of all that is not between guests."""
     pairs = [(IPv4Address(f[26:30]), IPv4Address(f[30:34])) for f in frames if f[12:14] == b"\x08\x00"]
@@ -87,7 +94,7 @@ def test_http_through_router_and_nat_from_a_pool_and_with_the_hosts_address(benc
     witness = WireWitness(Place(bench.lab.switch))
     try:
         with bench.serving(bench.behind, *PAGES):
-            assert wait_for(lambda: "8080" in bench.behind.run("ss", "-ltn").stdout)
+            assert listens(bench.behind, ":8080")
             for name in ("near", "db", "alien"):
                 page = bench.guest(name).exec("curl", "-sm", "5", f"http://{BEHIND}:8080/GPL-2", check=False).stdout
                 assert "GNU GENERAL PUBLIC LICENSE" in page, (name, bench.drops(), bench.status())
@@ -138,7 +145,7 @@ def test_a_guest_learns_the_mtu_of_a_network_behind_a_router(bench: NatBench) ->
 
 def test_a_server_learns_the_mtu_of_a_guest(bench: NatBench) -> None:
     with bench.running(bench.behind, LARGE):
-        assert wait_for(lambda: ":7001" in bench.behind.run("ss", "-lun").stdout)
+        assert listens(bench.behind, ":7001")
         got = bench.guest("db").exec(sys.executable, "-c", GET, BEHIND, check=False).stdout
     assert got.strip() == "1200", (got, bench.drops())
     routes = [bench.behind.run("ip", "route", "get", address).stdout for address in POOL["B"]]
@@ -152,7 +159,7 @@ def test_datagrams_in_fragments_pass(bench: NatBench) -> None:
 
 def test_two_guests_use_one_port_of_a_server_from_one_port_of_their_own(bench: NatBench) -> None:
     with bench.running(bench.srv, ECHO):
-        assert wait_for(lambda: ":7000" in bench.srv.run("ss", "-lun").stdout)
+        assert listens(bench.srv, ":7000")
         answers: dict[str, list[str]] = {}
         for name in ("near", "mid", "alien"):
             done = bench.guest(name).exec(sys.executable, "-c", ASK, SRV, name, check=False).stdout
@@ -192,8 +199,8 @@ def test_who_is_not_permitted_reaches_nothing(bench: NatBench) -> None:
 def test_the_hosts_own_sockets_are_as_before(bench: NatBench) -> None:
     host = bench.lab.host("A")
     with bench.serving(bench.srv, *PAGES), bench.serving(host.namespaces, *PAGES):
-        assert wait_for(lambda: "8080" in bench.srv.run("ss", "-ltn").stdout)
-        assert wait_for(lambda: "8080" in host.exec("ss", "-ltn").stdout)
+        assert listens(bench.srv, ":8080")
+        assert listens(host.namespaces, ":8080")
         assert "GNU" in host.exec("curl", "-sm", "5", f"http://{SRV}:8080/GPL-2", check=False).stdout
         there = bench.srv.run("curl", "-sm", "5", f"http://{host_address(bench)}:8080/GPL-2", check=False)
         assert "GNU" in there.stdout
@@ -244,7 +251,7 @@ def test_translations_outlive_the_agent(bench: NatBench, fastpath: bool, tmp_pat
     bench.ping("near", BEHIND, 3)
     bench.ping("alien", SRV, 3)
     with bench.serving(bench.behind, *PAGES[:-1], str(tmp_path)):
-        assert wait_for(lambda: "8080" in bench.behind.run("ss", "-ltn").stdout)
+        assert listens(bench.behind, ":8080")
         with (
             bench.steady_ping("near", BEHIND, 8, 0.1) as one,
             bench.steady_ping("alien", SRV, 8, 0.1) as two,

@@ -26,7 +26,7 @@ from toy_policies import ToyPolicies
 
 from divhook.core import validate
 from divhook.core.addressing import Address, parse_address, parse_mac
-from divhook.core.endpoint import PORT_WIRE
+from divhook.core.endpoint import PORT_WIRE, PortState
 from divhook.core.external import ExternalConflict
 from divhook.core.nat import Nat, Share
 from divhook.core.outputs import Drop, Output, ToGuest, ToNat, ToWire
@@ -295,3 +295,17 @@ def test_the_pool_is_announced_and_defended(net: Net) -> None:
     forged = Arp(ARP_REPLY, GATE, MINE, HOST_A, OWN).emit()
     out = net.a.pipeline.from_wire_arp(Ethernet(HOST_A, SERVER, ETHERTYPE_ARP, forged).emit(), net.now)
     assert drops(out) == [(PORT_WIRE, DropReason.EXTERNAL_SPOOF)]
+
+
+def test_an_answer_that_waits_while_nat_ends_is_for_nobody(net: Net) -> None:
+    wire_sends(net, SERVER, reply(OUTSIDE, MINE))
+    net.a.pipeline.border.nat = Nat(NAT_MAC, frozenset({NOT_MINE}))
+    assert (PORT_WIRE, DropReason.NOT_LOCAL) in drops(arp(net, SERVER, OUTSIDE, OWN))
+
+
+def test_a_reply_for_a_guest_that_is_not_active_is_dropped_with_reason(net: Net) -> None:
+    met(net, HOP, GATE)
+    guest_sends(net, GUEST, echo(WEB_ADDRESS, FAR))
+    net.a.ports.put(GUEST.with_state(PortState.FENCED))
+    assert drops(nat_sends(net, reply(FAR, WEB_ADDRESS))) == [(PORT_WIRE, DropReason.PORT_NOT_ACTIVE)]
+    assert drops(nat_sends(net, reply(FAR, WEB_ADDRESS)[:12])) == [(PORT_WIRE, DropReason.TRUNCATED)]
