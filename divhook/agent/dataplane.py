@@ -222,7 +222,9 @@ class Dataplane:
             self._pumping = pumping
 
     def _read_queue(self) -> None:
+        """After what other hosts have said: where this agent stood still, that is of the very packets that wait."""
         self._now = self.now()
+        self._take_diverted()
         self._guarded(self._queue.read)
         self.pump()
 
@@ -240,9 +242,12 @@ class Dataplane:
 
     def _read_diverted(self) -> None:
         self._now = self.now()
+        self._take_diverted()
+        self.pump()
+
+    def _take_diverted(self) -> None:
         for mark, frame in self._diverted.read():
             self._guarded(self._divert, mark, frame)
-        self.pump()
 
     def _read_host(self) -> None:
         assert self._host is not None

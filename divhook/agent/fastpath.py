@@ -88,6 +88,13 @@ class FastPath:
         if entry is not None:
             self.set_local(address, entry)
 
+    def moved_out(self, address: Address, now: float) -> None:
+        """The endpoint of a port is on another host, as discovery knows: exchanged in place, no frame between."""
+        if self._local.pop(address, None) is not None:
+            self._publish(address, now)
+            if address not in self._published:
+                self._programs.remove_endpoint(address)
+
     def share_local(self, address: Address, owner: Address | None) -> None:
         """The port whose own address is `owner` holds this one, too; None: no port here does. Raises BpfError."""
         entry = self._local.get(owner) if owner is not None else None

@@ -372,6 +372,10 @@ class Guests:
         now = self._dataplane.now()
         if nic.address == claim.address:
             self._dataplane.pipeline.discovery.moved_out(claim.address, claim, now)
+            try:
+                self._dataplane.fastpath.moved_out(claim.address, now)
+            except BpfError as error:
+                log.error("%s: %s", nic, error)
             self._dataplane.pipeline.decided.append(claim.address)
         self._forget(nic)
         self._dataplane.inject(now, [])

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -20,6 +21,7 @@ from divhook.core.outputs import Drop, ToGuest, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.wire.arp import ARP_REQUEST, Arp
 from divhook.core.wire.discovery import Message, MessageType
+from divhook.core.wire.ipv4 import Ipv4
 
 PEER = parse_mac("02:fe:1a:1b:1c:1d")
 FIRST, SECOND, THIRD = (parse_address(f"10.1.1.{host}") for host in (21, 32, 43))
@@ -436,3 +438,39 @@ async def test_what_waits_in_the_queue_is_read_whole_before_a_port_is_given_up(l
     finally:
         plane._queue = former
     assert (plane.counters.from_guest, queue.left) == (before + waiting, 0)
+
+
+@story
+async def test_an_agent_that_was_frozen_hears_where_a_guest_is_before_it_judges_its_frames(lan: Lan) -> None:
+    """90 frames from the new place wait in the queue, more than may be held, and the announcement on its socket."""
+    a, b, c = await lan.host(), await lan.host(), await lan.host()
+    web, db = vm(1), vm(2, place="shop/web")
+    await a.start(web)
+    await b.start(vm(3))  # so that C knows B
+    await c.start(db)
+    await settle()
+    here, there = c.agent.dataplane, b.agent.dataplane
+    (claim,) = a.agent.dataplane.pipeline.discovery.claims()
+    here.pipeline.discovery.adopt(claim, here.now())
+    moved = replace(claim, host=b.uplink.mac, stamp=claim.stamp + 1)
+    message = Message(MessageType.ANNOUNCE, b.uplink.mac, ALL_HOSTS_GROUP, ZERO_ADDRESS, claim.address, moved)
+    c.diverted.frames.append((0xD1, there.authenticator.seal(message, there.now())))
+    packet = Ipv4(source=claim.address, destination=c.address(db), protocol=17, payload=bytes(8)).emit()
+
+    class Queue:
+        """As DivertQueue."""
+
+        left = 90
+
+        def read(self) -> None:
+            while self.left:
+                self.left -= 1
+                here._ipv4(0xD1, b.uplink.mac, packet)
+
+    former, here._queue = here._queue, cast(Any, Queue())
+    c.sent.frames.clear()
+    try:
+        here._read_queue()
+    finally:
+        here._queue = former
+    assert len([frame for ifindex, frame in c.sent.frames if ifindex == c.nic(db).ifindex]) == 90

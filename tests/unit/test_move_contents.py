@@ -3,7 +3,7 @@
 import pytest
 from agent_fakes import Host, Lan, Vm, settle, story, vm
 
-from divhook.abi.entries import LocalEndpoint
+from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
 from divhook.adapters.libvirt import EventKind
 from divhook.agent.move_contents import hosts_of_talkers
 from divhook.core.addressing import parse_address
@@ -114,3 +114,31 @@ async def test_hosts_of_neighbours_and_the_own_kernel_are_told_where_it_goes_and
     assert shown.next is None
     with a.refusing("set_endpoint"):
         a.agent.guests.leaving(a.nic(web), b.uplink.mac)  # told, and no more
+
+
+@story
+async def test_the_kernel_learns_of_the_new_place_in_one_step(lan: Lan) -> None:
+    """Between a port's entry and its successor no frame meets none."""
+    a, b, web, copy = await running(lan)
+    address = a.address(web)
+    handed(a, b, web, copy)
+    b.event(EventKind.RESUMED, copy)
+    a.programs.written.clear()
+    a.agent.guests.moved_out(a.nic(web), claim_on(b))
+    written = [entry for key, entry in a.programs.written if key == address]
+    (entry,) = written
+    assert isinstance(entry, RemoteEndpoint)
+    assert entry.claim == claim_on(b)
+    assert a.programs.known[address] == entry
+
+
+@story
+async def test_where_the_new_place_finds_no_room_the_old_one_is_removed(lan: Lan) -> None:
+    a, b, web, copy = await running(lan)
+    handed(a, b, web, copy)
+    b.event(EventKind.RESUMED, copy)
+    address, nic, there = a.address(web), a.nic(web), claim_on(b)
+    with a.refusing("set_endpoint"):
+        a.agent.guests.moved_out(nic, there)
+    assert address not in a.programs.known
+    assert a.agent.guests.all() == []
