@@ -190,7 +190,8 @@ class PortEntry:
 class LocalEndpoint:
     """Map `endpoints`: behind a port of this host. mtu: bytes of an IP packet in its subnet.
 
-    tracked, policed, translated: as its port. next: pmac of the host that it is about to move to.
+    tracked, policed, translated: as its port. next: pmac of the host that it is about to move to; former: of
+    the one that it came from, which sends on what comes there late.
     """
 
     vmac: Mac
@@ -203,6 +204,7 @@ class LocalEndpoint:
     policed: bool = False
     translated: bool = False
     next: Mac | None = None
+    former: Mac | None = None
 
     def pack(self) -> layout.Endpoint:
         """struct endpoint. Raises ValueError where a field is out of range."""
@@ -210,14 +212,16 @@ class LocalEndpoint:
         flags = layout.ENDPOINT_TRACKED * self.tracked | layout.ENDPOINT_POLICED * self.policed
         flags |= layout.ENDPOINT_TRANSLATED * self.translated
         here = {"ifindex": self.ifindex, "port_id": self.port_id, "next": packed_mac(self.next or ZERO_MAC)}
-        return _endpoint(kind, self.vmac, self.mtu, **here, flags=flags, identity=self.identity)
+        host = packed_mac(self.former or ZERO_MAC)
+        return _endpoint(kind, self.vmac, self.mtu, **here, host=host, flags=flags, identity=self.identity)
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteEndpoint:
     """Map `endpoints`: a neighbour, as discovery has it. used: whether a frame has passed since this was written.
 
-    heard: whether one came from it. next: pmac of the host that it is about to move to.
+    heard: whether one came from it. next: pmac of the host that it is about to move to. forwarded: it has moved there
+    from here, and what still comes for it is sent on.
     """
 
     claim: Claim
@@ -225,6 +229,7 @@ class RemoteEndpoint:
     used: bool = False
     heard: bool = False
     next: Mac | None = None
+    forwarded: bool = False
 
     def pack(self) -> layout.Endpoint:
         """struct endpoint. Raises ValueError where a field is out of range."""
@@ -239,6 +244,7 @@ class RemoteEndpoint:
             identity=claim.identity,
             host=packed_mac(claim.host),
             next=packed_mac(self.next or ZERO_MAC),
+            flags=layout.ENDPOINT_FORWARDED * self.forwarded,
             used=layout.ENDPOINT_USED * self.used | layout.ENDPOINT_HEARD * self.heard,
         )
 
@@ -268,7 +274,7 @@ def _endpoint(kind: EndpointKind, vmac: Mac, mtu: int, **fields: object) -> layo
 
 def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
     """From struct endpoint, under the key that it was found by."""
-    vmac, following = bytes(raw.vmac.octets), bytes(raw.next.octets)
+    vmac, host, following = bytes(raw.vmac.octets), bytes(raw.host.octets), bytes(raw.next.octets)
     upcoming = following if following != ZERO_MAC else None
     used, heard = bool(raw.used & layout.ENDPOINT_USED), bool(raw.used & layout.ENDPOINT_HEARD)
     if raw.kind == EndpointKind.EXTERNAL:
@@ -278,11 +284,20 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
         policed = bool(raw.flags & layout.ENDPOINT_POLICED)
         translated = bool(raw.flags & layout.ENDPOINT_TRANSLATED)
         return LocalEndpoint(
-            vmac, raw.ifindex, raw.port_id, raw.mtu, fenced, tracked, raw.identity, policed, translated, upcoming
+            vmac,
+            raw.ifindex,
+            raw.port_id,
+            raw.mtu,
+            fenced,
+            tracked,
+            raw.identity,
+            policed,
+            translated,
+            upcoming,
+            host if host != ZERO_MAC else None,
         )
-    host = bytes(raw.host.octets)
     claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
-    return RemoteEndpoint(claim, raw.mtu, used, heard, upcoming)
+    return RemoteEndpoint(claim, raw.mtu, used, heard, upcoming, bool(raw.flags & layout.ENDPOINT_FORWARDED))
 
 
 @dataclass(frozen=True, slots=True)

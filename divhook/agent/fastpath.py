@@ -21,7 +21,7 @@ from divhook.abi.entries import ExternalEndpoint, LocalEndpoint, RemoteEndpoint
 from divhook.adapters.bpf.errors import BpfError
 from divhook.adapters.bpf.programs import Programs
 from divhook.agent.outside import Outside
-from divhook.core.addressing import Address, AddressPlan, address_text
+from divhook.core.addressing import Address, AddressPlan, Mac, address_text
 from divhook.core.discovery import Discovery, NeighbourChanged
 from divhook.core.neighbor import USABLE, NeighbourState
 from divhook.core.router import Topology
@@ -44,6 +44,7 @@ class FastPath:
     ) -> None:
         self.enabled = enabled
         self.late = 0
+        self.on_forwarded: Callable[[Address, Mac], None] = lambda address, host: None  # of the agent before
         self.outside: Outside | None = None  # keeps its own entries in the same map
         self._programs = programs
         self._plan = plan
@@ -53,6 +54,8 @@ class FastPath:
         self._published: dict[Address, float] = {}  # neighbours, and when
         self._waiting: dict[Address, float] = {}  # to be published, and since when; as many as frames held in the queue
         self._full = False
+        self._former: dict[Address, Mac] = {}  # of endpoints here: where they were, as long as that host sends on
+        self._forwarded: dict[Address, Mac] = {}  # endpoints that have moved away, and whereto, as long as we do
         discovery.used_elsewhere = self.took_use
         discovery.heard_elsewhere = self.heard
 
@@ -76,7 +79,7 @@ class FastPath:
 
     def set_local(self, address: Address, entry: LocalEndpoint) -> None:
         """An active or fenced port holds the address. Raises BpfError."""
-        entry = replace(entry, next=self._discovery.next_of(address))
+        entry = replace(entry, next=self._discovery.next_of(address), former=self._former.get(address))
         if self.enabled and self._local.get(address) != entry:
             self._local[address] = entry
             self._published.pop(address, None)
@@ -87,6 +90,26 @@ class FastPath:
         entry = self._local.get(address)
         if entry is not None:
             self.set_local(address, entry)
+
+    def came_from(self, address: Address, host: Mac | None) -> None:
+        """The endpoint of a port was on a host that sends on what still comes there; None: it does not any more.
+
+        Raises BpfError.
+        """
+        if host is None:
+            self._former.pop(address, None)
+        else:
+            self._former[address] = host
+        self.leaving(address)
+
+    def forward(self, address: Address, host: Mac | None, now: float) -> None:
+        """What comes for an endpoint that has moved from here to that host is sent on; None: it is not, any more."""
+        if host is not None:
+            self._forwarded[address] = host
+        elif self._forwarded.pop(address, None) is None:
+            return
+        if address in self._published:
+            self._publish(address, now)
 
     def moved_out(self, address: Address, now: float) -> None:
         """The endpoint of a port is on another host, as discovery knows: exchanged in place, no frame between."""
@@ -143,7 +166,9 @@ class FastPath:
         if facts is None:
             self._take_back(address)
             return
-        fresh = RemoteEndpoint(entry.found.claim, facts.mtu, next=entry.next)
+        claim = entry.found.claim
+        forwarded = self._forwarded.get(address) == claim.host
+        fresh = RemoteEndpoint(claim, facts.mtu, next=entry.next, forwarded=forwarded)
         try:
             known = self._programs.endpoint(address)
             if not isinstance(known, RemoteEndpoint) or replace(known, used=False, heard=False) != fresh:
@@ -211,6 +236,9 @@ class FastPath:
 
     def _adopt(self, entry: RemoteEndpoint, now: float) -> None:
         address = entry.claim.address
+        if entry.forwarded:
+            self._forwarded[address] = entry.claim.host
+            self.on_forwarded(address, entry.claim.host)
         if not self._discovery.adopt(entry.claim, now):
             self._published.pop(address, None)
             return

@@ -7,7 +7,7 @@ from divhook.agent.move_channel import Channel
 from divhook.agent.move_record import MoveRecord
 from divhook.agent.move_tap import TapWatch
 from divhook.agent.nic import Nic
-from divhook.core.addressing import Mac
+from divhook.core.addressing import Address, Mac
 from divhook.core.moves.destination import DestinationMove
 from divhook.core.moves.messages import Handover
 from divhook.core.moves.source import SourceMove
@@ -31,6 +31,12 @@ class Owner(Protocol):
 
     def leaving(self, nic: Nic, host: Mac | None) -> None:
         """A NIC is about to move to a host, which is ready for it; None: it stays."""
+
+    def forward(self, address: Address, host: Mac | None) -> None:
+        """What comes late for an endpoint that has moved to a host is sent on; None: no more."""
+
+    def came_from(self, address: Address, host: Mac | None) -> None:
+        """An endpoint of this host was on that one, which sends on what still comes there; None: no more."""
 
     def moved_out(self, nic: Nic, claim: Claim) -> None:
         """Another host holds it now."""

@@ -22,7 +22,7 @@ from divhook.agent.move_record import MoveRecord, records
 from divhook.agent.move_sides import Coming, Leaving, Owner
 from divhook.agent.move_tap import TapWatch
 from divhook.agent.nic import Key, Nic
-from divhook.core.addressing import mac_text
+from divhook.core.addressing import Address, Mac, mac_text
 from divhook.core.endpoint import PORT_WIRE
 from divhook.core.keys import KeyRing
 from divhook.core.moves.asking import Asked, HostAddress, MoveQuestions
@@ -113,6 +113,22 @@ class Moves:
         self._server: asyncio.Server | None = None
         self._connections = 0
         self._loop = asyncio.get_running_loop()
+
+    def adopted(self, address: Address, host: Mac) -> None:
+        """The agent before this one had what comes for an endpoint sent on: it is, for a while."""
+        self._plane.pipeline.moved[address] = host
+        self._loop.call_later(FORWARD_S, self._not_adopted, address, host)
+
+    def _comes_back(self, address: Address | None) -> None:
+        """Nothing is sent on from here any more, were it but by the word of the agent before this one."""
+        if address is not None and self._plane.pipeline.moved.pop(address, None) is not None:
+            self._owner.forward(address, None)
+
+    def _not_adopted(self, address: Address, host: Mac) -> None:
+        leaving = any(each.move.claim.address == address for each in self._leaving.values())
+        if not leaving and self._plane.pipeline.moved.get(address) == host:
+            del self._plane.pipeline.moved[address]
+            self._owner.forward(address, None)
 
     async def listen(self, address: HostAddress, port: int) -> None:
         """Take hand-overs at this address. Raises OSError."""
@@ -360,7 +376,9 @@ class Moves:
 
     def _forward(self, leaving: Leaving) -> None:
         """What late senders bring goes over the channel, and is there taken as if it had come from the wire."""
-        self._plane.pipeline.moved[leaving.move.claim.address] = leaving.move.peer
+        address, peer = leaving.move.claim.address, leaving.move.peer
+        self._plane.pipeline.moved[address] = peer
+        self._owner.forward(address, peer)
 
     def late(self, packet: ToNewHost) -> None:
         """A late sender's packet for an endpoint that has moved away."""
@@ -395,7 +413,8 @@ class Moves:
             leaving.channel.close()
         if self._leaving.get(leaving.nic.key) is leaving:
             del self._leaving[leaving.nic.key]
-            self._plane.pipeline.moved.pop(leaving.move.claim.address, None)
+            if self._plane.pipeline.moved.pop(leaving.move.claim.address, None) is not None:
+                self._owner.forward(leaving.move.claim.address, None)
 
     def leaves(self, nic: Nic) -> bool:
         """Whether the guest was paused to move away, or has moved: then its end here is no end."""
@@ -472,6 +491,9 @@ class Moves:
             log.warning("%s: came without a hand-over; what was sent to it during its pause is lost", nic)
         if not coming.flows:
             self._owner.pick_up(nic)
+        self._comes_back(nic.address)
+        if coming.record.peer is not None and nic.address is not None:
+            self._owner.came_from(nic.address, coming.record.peer)
         coming.move.step(DestinationEvent.RUNS)
         if coming.channel is not None and coming.announced is not None:
             coming.channel.send(emit(MoveMessage.ACTIVE, json.dumps(claim_to_json(coming.announced)).encode()))
@@ -581,6 +603,7 @@ class Moves:
         coming.record.note("handed over")
         self._questions.answered(handover.claim.guest_id)
         self._owner.handed_over(coming.nic, handover)
+        self._comes_back(handover.claim.address)
         coming.record.address = coming.nic.address
         coming.move.step(DestinationEvent.HANDED)
         if coming.nic.port:
@@ -619,6 +642,8 @@ class Moves:
 
     def _close_destination(self, coming: Coming) -> None:
         self._coming_state(coming)
+        if coming.announced is not None and self._coming.get(coming.nic.key) in (None, coming):
+            self._owner.came_from(coming.announced.address, None)
         if coming.channel is not None:
             coming.channel.close()
         if coming.sender is not None:

@@ -205,6 +205,7 @@ enum endpoint_kind {
 #define ENDPOINT_TRACKED 1 /* local: its port is PORT_TRACKED */
 #define ENDPOINT_POLICED 2 /* local: its port is PORT_POLICED */
 #define ENDPOINT_TRANSLATED 4 /* local: its port is PORT_TRANSLATED */
+#define ENDPOINT_FORWARDED 8 /* remote: it has moved there from here, and what still comes for it is sent on */
 
 /*
  * Map `endpoints`: address → who holds it, as far as frames have needed it. The four words of the claim are the
@@ -216,7 +217,7 @@ struct endpoint {
 	__u64 guest_id;
 	__u64 identity;
 	struct mac vmac;
-	struct mac host;  /* remote: pmac of its host */
+	struct mac host;  /* remote: pmac of its host; local: of its former one, which sends on what comes late, or zero */
 	__u32 ifindex;	  /* local: its tap */
 	__u32 used;	  /* remote: ENDPOINT_USED, ENDPOINT_HEARD: set by the programs, cleared by the agent */
 	__u16 port_id;	  /* local */

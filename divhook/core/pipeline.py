@@ -119,6 +119,7 @@ class Pipeline:
         self.pending_events: list[Event] = []
         self.decided: list[Address] = []  # neighbours that a frame has just been delivered to or from, or told of
         self.hostnames: dict[int, str] = {}
+        self.former: dict[Address, Mac] = {}  # endpoints here that came with a hand-over, and wherefrom
         self.moved: dict[Address, Mac] = {}  # endpoints that have moved away with a hand-over, and whereto
 
     # ------------------------------------------------------------------ from_guest
@@ -401,27 +402,57 @@ class Pipeline:
         if local is None or local.state is PortState.FENCED:
             self.discovery.not_held(host, header.destination, now)  # refers the sender to the owner, where one is known
         if local is None:
-            return self._late(host, header, packet, out)
+            return self._late(host, header, packet, now, out)
         if source.cell != local.subnet.cell and self.policies.port(local) is None:
             return DropReason.CELL_DENIED
         if local.state is not PortState.ACTIVE:
             return DropReason.PORT_NOT_ACTIVE
         if host == self.pmac:
             return DropReason.UNKNOWN_HOST  # forged, or a loop in the fabric: not ourselves to be challenged
+        sent_on = self._sent_on(host, header)
+        if sent_on is not None:
+            return self._wire_to_guest(host, local, header, packet, now, out, sent_on)
         verdict = self.discovery.check_source(host, header.source, header.destination, now, HeldWire(host, packet))
         if verdict is Outcome.DELIVER:
             return self._wire_to_guest(host, local, header, packet, now, out)
         return verdict if isinstance(verdict, DropReason) else None
 
-    def _late(self, host: Mac, header: Header, packet: bytes, out: list[Output]) -> DropReason | None:
+    def _late(self, host: Mac, header: Header, packet: bytes, now: float, out: list[Output]) -> DropReason | None:
         """For nobody here; but for one that has moved away, its new host has the packet from us, and checks it."""
         there = self.moved.get(header.destination)
         if there is None:
             return DropReason.NOT_LOCAL
         if host == self.pmac:
             return DropReason.MOVE_RETURNS
+        if host != there and self._may_send_on(host, header, there, now):
+            self._heard(header.source)
+            out.append(ToWire(_ipv4_frame(there, self.pmac, packet)))
+            return None
         out.append(ToNewHost(header.destination, host, packet))
         return None
+
+    def _sent_on(self, host: Mac, header: Header) -> Claim | None:
+        """The sender's claim, where the receiver's former host has sent a packet on: that has checked who sent it."""
+        if self.former.get(header.destination) != host or self._holder(header.source) is not None:
+            return None
+        entry = self.discovery.neighbours.get(header.source)
+        found = entry.found if entry is not None else None
+        return found.claim if found is not None and found.claim.host != host else None
+
+    def _may_send_on(self, host: Mac, header: Header, there: Mac, now: float) -> bool:
+        """Whether the new host is to take a late packet as it is, by our word: from where its sender is known to be."""
+        sender, moved = (self.discovery.neighbours.get(a) for a in (header.source, header.destination))
+        source, target = self.plan.locate(header.source), self.plan.locate(header.destination)
+        facts = self.topology.get(target) if target is not None else None
+        if sender is None or moved is None or moved.found is None or source is None or target is None or facts is None:
+            return False
+        return (
+            moved.found.claim.host == there
+            and source.cell == target.cell
+            and self._holder(header.source) is None
+            and sender.speaks_from(host, now)
+            and header.total_length <= facts.mtu
+        )
 
     def from_former(self, host: Mac, packet: bytes, now: float) -> list[Output]:
         """A late sender's packet, from the host that an endpoint has left; `host` sent it there.
@@ -498,9 +529,17 @@ class Pipeline:
         return entry.claim if entry is not None and entry.speaks_from(host, now) else None
 
     def _wire_to_guest(
-        self, host: Mac, local: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]
+        self,
+        host: Mac,
+        local: Endpoint,
+        header: Header,
+        packet: bytes,
+        now: float,
+        out: list[Output],
+        claim: Claim | None = None,
     ) -> DropReason | None:
-        claim = self._claim_of(header.source, host, now)
+        """claim: the sender's, where it came by way of the receiver's former host."""
+        claim = claim or self._claim_of(header.source, host, now)
         if claim is None:
             return DropReason.UNVERIFIED
         if header.total_length > local.mtu:

@@ -163,6 +163,9 @@ class Frames:
             return self._from_outside()
         sender = rng.choice(world.elsewhere() or world.places) if roll < 0.9 else rng.choice(world.places)
         local = [p for p in world.here() if p.subnet.cell == sender.subnet.cell]
+        local += [
+            p for p in world.elsewhere() if p.address in world.pipeline.moved and p.subnet.cell == sender.subnet.cell
+        ]
         receiver = rng.choice(local) if local and rng.random() < 0.85 else rng.choice(world.places)
         entry = world.discovery.neighbours.get(sender.address)
         host = sender.host or rng.choice(PEERS)
@@ -171,6 +174,9 @@ class Frames:
         following = world.discovery.next_of(sender.address)
         if following is not None and rng.random() < 0.5:
             host = following
+        former = world.pipeline.former.get(receiver.address)
+        if former is not None and rng.random() < 0.3:
+            host = former
         if rng.random() < 0.12:
             host = rng.choice((*PEERS, STRANGER, f.PMAC, f.GROUP, bytes(6)))
         source = sender.address if rng.random() < 0.97 else self._address(sender)

@@ -326,8 +326,12 @@ class Judge:
             return self._wire_outside(ends, frame, outputs)
         match outputs:
             case [ToGuest(port, sent)] if ends.source in world.told:
-                target = world.ifindex_of[port]
-                return Outcome(REDIRECT, (sent,), MARK, target, receiver=port, used=ends.source, heard=True)
+                target, sender = world.ifindex_of[port], world.discovery.neighbours.get(ends.source)
+                assert sender is not None
+                heard = ends.source if sender.speaks_from(ends.host, world.now) else None  # else it was sent on
+                return Outcome(REDIRECT, (sent,), MARK, target, receiver=port, used=heard, heard=heard is not None)
+            case [ToWire(sent)] if {ends.source, ends.destination} <= world.told:  # it has moved away
+                return Outcome(REDIRECT, (sent,), MARK, world.uplink, used=ends.source, heard=True)
             case [ToGuest(port, sent)] if world.shown(ends.source) is not None:  # about to move from here
                 return Outcome(REDIRECT, (sent,), MARK, world.ifindex_of[port], receiver=port)
             case [Drop(reason, port, _)] if reason in WIRE_KERNELS and WIRE_KERNELS[reason](world, ends):

@@ -159,6 +159,19 @@ MUTANTS = {
     "any host may speak for a neighbour": wire("if (!speaks_from(sender, source))", "if (false)"),
     "a neighbour may not move": Mutant(FORWARD, "mac_equal(host, &endpoint->next)", "false"),
     "a fenced guest may move": Mutant(FORWARD, "(endpoint->kind != ENDPOINT_FENCED &&", "(true &&"),
+    "what comes late is not sent on": wire("local->flags & ENDPOINT_FORWARDED", "false"),
+    "all that is not here is sent on": wire("local->flags & ENDPOINT_FORWARDED", "true"),
+    "any host may send late": Mutant(FORWARD, "!speaks_from(sender, source) ||", "", "int send_on("),
+    "what comes late goes back": Mutant(FORWARD, "mac_equal(source, &there->host) ||", "", "int send_on("),
+    "a late packet keeps its source MAC": Mutant(
+        FORWARD, "mac_copy(&start->ethernet.source, &host->pmac);", "", "int send_on("
+    ),
+    "another cell sends late": Mutant(
+        FORWARD, "!same_cell(host, packet->source_be, packet->destination_be) ||", "", "int send_on("
+    ),
+    "anyone sends on": wire("!own && !mac_equal(source, &local->host)", "false"),
+    "the former host may not send on": wire("!own && !mac_equal(source, &local->host)", "!own"),
+    "a neighbour is heard by way of another": wire("if (own && sender->kind", "if (sender->kind"),
     "one that has not come in yet speaks": Mutant(PROGRAMS, "port->flags & PORT_SPEAKS && !group", "!group"),
     "one that is awaited does not speak": Mutant(PROGRAMS, "port->flags & PORT_SPEAKS && !group", "false"),
     "one that is awaited speaks to policies": guest("ENDPOINT_TRACKED && port->state != PORT_ACTIVE", "0"),

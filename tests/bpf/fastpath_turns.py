@@ -50,6 +50,12 @@ def guest_is_about_to_move(world: World) -> None:
                 world.start_elsewhere(place, host)
 
 
+def guest_has_moved(world: World) -> None:
+    for _ in range(3):
+        if place := _any(world, world.places):
+            world.send_on(place, place.host or world.rng.choice((*PEERS, None)))
+
+
 def local_is_claimed_elsewhere(world: World) -> None:
     if place := _any(world, world.here()):
         world.start_elsewhere(place, world.rng.choice(PEERS))
@@ -165,6 +171,9 @@ TURNS: tuple[Callable[[World], None], ...] = (
     guest_is_about_to_move,
     guest_is_about_to_move,
     guest_is_about_to_move,
+    guest_has_moved,
+    guest_has_moved,
+    guest_has_moved,
     local_is_claimed_elsewhere,
     local_stops,
     guest_comes,

@@ -222,6 +222,7 @@ class World:
         self.outside = self.fastpath.outside = Outside(self.programs, self.externals, self.fast, HOST_LINK)
         self.outside.start()
         self._questions: list[bytes] = []
+        self.fastpath.on_forwarded = self.pipeline.moved.__setitem__
         self.ifindex_of: dict[int, int] = {}
         self.group_lists = GroupLists(self.programs, self.pipeline, self.ifindex_of, self.fast)
         shell = SimpleNamespace(
@@ -299,7 +300,9 @@ class World:
             assert entry.found is not None, address
             assert entry.state in KNOWN_STATES, (address, entry.state)
             assert subnet is not None
-            table[address] = RemoteEndpoint(entry.found.claim, self.topology[subnet].mtu, next=entry.next)
+            claim = entry.found.claim
+            forwarded = self.pipeline.moved.get(address) == claim.host
+            table[address] = RemoteEndpoint(claim, self.topology[subnet].mtu, next=entry.next, forwarded=forwarded)
         for address in self.met:
             mac = self.externals.mac(address)
             assert mac is not None, address
@@ -310,7 +313,8 @@ class World:
                 policed = self.pipeline.policies.port(port) is not None
                 ifindex = self.ifindex_of[port.port]
                 entry = LocalEndpoint(port.vmac, ifindex, port.port, port.mtu, fenced, policed, port.identity, policed)
-                table[port.address] = replace(entry, next=self.discovery.next_of(port.address))
+                former = self.pipeline.former.get(port.address)
+                table[port.address] = replace(entry, next=self.discovery.next_of(port.address), former=former)
         return table
 
     # ------------------------------------------------------------------ as the agent's shell does it
@@ -460,6 +464,18 @@ class World:
                     MessageType.PREPARE, place.host, PMAC, place.address, place.address, place.claim, 1, payload=host
                 )
             )
+
+    def send_on(self, place: Place, host: Mac | None) -> None:
+        """It has moved: away from here, to a peer that takes what comes late; or here, from one that sends it on."""
+        if place.nic is not None:
+            table, tell = self.pipeline.former, lambda: self.fastpath.came_from(place.address, host)
+        else:
+            table, tell = self.pipeline.moved, lambda: self.fastpath.forward(place.address, host, self.now)
+        if host is None:
+            table.pop(place.address, None)
+        else:
+            table[place.address] = host
+        tell()
 
     def say(self, message: Message) -> None:
         self.discovery.receive(message, self.now)

@@ -197,7 +197,9 @@ def test_what_is_sent_into_a_tap_whose_qemu_has_ended_is_not_lost(namespace: Nam
         assert await run.came(4) == [3, 4, 5, 6]
         run.target.moves.runs(run.target.nic)
         await until(lambda: run.state() == "moved")
-        assert [said for said in run.source.said if said in ("drain", "moved_out")] == ["drain", "drain", "moved_out"]
+        order = [said for said in run.source.said if said in ("drain", "forward", "moved_out")]
+        assert order == ["drain", "drain", "forward", "moved_out"]
+        assert "came_from" in run.target.said
         run.here.send(7)
         assert await run.came(1) == [7]
 
@@ -232,3 +234,21 @@ def test_an_agent_that_is_late_with_a_burst_takes_no_read_frame_for_unread(names
         assert await run.came(2) == [600, 601]
 
     play(namespace, story)
+
+
+def test_a_guest_that_comes_back_ends_what_the_agent_before_had_sent_on(namespace: Namespace) -> None:
+    """Its new host would send back what comes late there: it could go round."""
+
+    async def whole() -> None:
+        run = Run()
+        run.target.moves.adopted(ADDRESS, SOURCE)
+        assert run.target.moves._plane.pipeline.moved == {ADDRESS: SOURCE}
+        await run.ready()
+        assert run.target.moves._plane.pipeline.moved == {}
+        assert run.target.said.count("forward") == 1
+        run.target.moves._not_adopted(ADDRESS, SOURCE)
+        assert run.target.said.count("forward") == 1
+        await run.end()
+
+    with namespace.entered():
+        asyncio.run(whole())

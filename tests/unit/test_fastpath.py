@@ -369,3 +369,47 @@ async def test_whole_agents_publish_what_frames_have_gone_to_until_its_guest_end
     await there.shut(two)
     await settle()
     assert far not in here.programs.known
+
+
+# ---------------------------------------------------------------------- endpoints that have moved
+
+
+def test_one_that_has_moved_away_is_sent_on_to_that_host_alone_and_for_as_long_as_is_said() -> None:
+    world = World().published(claim())
+    world.fastpath.forward(ADDRESS, PMAC_B, NOW)
+    assert world.programs.known == {ADDRESS: RemoteEndpoint(claim(), 1500, forwarded=True)}
+    further = claim(host=PMAC_C, stamp=12)
+    world.discovery.has(further)
+    world.changed(ADDRESS, NeighbourState.REACHABLE)
+    assert world.programs.known == {ADDRESS: remote(further)}
+    world.fastpath.forward(ADDRESS, PMAC_C, NOW)
+    world.fastpath.forward(ADDRESS, None, NOW)
+    world.fastpath.forward(ADDRESS, None, NOW)
+    world.fastpath.forward(OTHER, PMAC_B, NOW)  # not published yet
+    assert world.programs.known == {ADDRESS: remote(further)}
+    world.published(claim(OTHER))
+    assert world.programs.known[OTHER] == RemoteEndpoint(claim(OTHER), 1400, forwarded=True)
+
+
+def test_one_that_came_here_bears_the_host_that_it_came_from() -> None:
+    world = World()
+    world.fastpath.came_from(ADDRESS, PMAC_B)
+    world.fastpath.set_local(ADDRESS, local())
+    assert world.programs.known == {ADDRESS: replace(local(), former=PMAC_B)}
+    world.fastpath.came_from(ADDRESS, None)
+    assert world.programs.known == {ADDRESS: local()}
+
+
+def test_a_restarted_agent_goes_on_sending_on() -> None:
+    world = World()
+    told: list[tuple[Address, bytes]] = []
+    world.fastpath.on_forwarded = lambda address, host: told.append((address, host))
+    kept = RemoteEndpoint(claim(), 1500, forwarded=True)
+    world.programs.known = {ADDRESS: kept}
+    world.discovery.has(claim())
+    world.discovery.adopts = {ADDRESS}
+    list(world.fastpath.adopt(NOW, lambda _: False))
+    world.fastpath.topology_changed(NOW)
+    assert (world.programs.known, told) == ({ADDRESS: kept}, [(ADDRESS, PMAC_B)])
+    world.fastpath.forward(ADDRESS, None, NOW)
+    assert world.programs.known == {ADDRESS: remote(claim())}

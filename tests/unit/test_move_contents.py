@@ -9,6 +9,7 @@ from divhook.agent.move_contents import hosts_of_talkers
 from divhook.core.addressing import parse_address
 from divhook.core.endpoint import PortState
 from divhook.core.moves.messages import Handover
+from divhook.core.moves.source import FORWARD_S
 from divhook.core.wire.discovery import Claim
 
 GROUP = parse_address("239.1.2.3")
@@ -130,6 +131,29 @@ async def test_the_kernel_learns_of_the_new_place_in_one_step(lan: Lan) -> None:
     assert isinstance(entry, RemoteEndpoint)
     assert entry.claim == claim_on(b)
     assert a.programs.known[address] == entry
+
+
+@story
+async def test_late_packets_are_sent_on_by_the_kernel_and_by_the_next_agent(lan: Lan) -> None:
+    a, b, web, copy = await running(lan)
+    address = a.address(web)
+    handed(a, b, web, copy)
+    b.event(EventKind.RESUMED, copy)
+    b.agent.guests.came_from(address, a.uplink.mac)
+    arrived = b.programs.known[address]
+    assert isinstance(arrived, LocalEndpoint)
+    assert arrived.former == b.agent.dataplane.pipeline.former[address] == a.uplink.mac
+    a.agent.guests.moved_out(a.nic(web), claim_on(b))
+    a.agent.guests.forward(address, b.uplink.mac)
+    assert RemoteEndpoint(claim_on(b), 1500, forwarded=True) == a.programs.known[address]
+    a.libvirt.vms.remove(web)
+    await a.restart()
+    await settle(0.1)
+    assert a.agent.dataplane.pipeline.moved == {address: b.uplink.mac}
+    await settle(FORWARD_S + 1)
+    assert a.agent.dataplane.pipeline.moved == {}
+    b.agent.guests.came_from(address, None)
+    assert b.agent.dataplane.pipeline.former == {}
 
 
 @story

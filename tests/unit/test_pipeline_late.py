@@ -1,10 +1,10 @@
 """Packets that come for a guest that has moved away, and what its new host makes of them."""
 
 import pytest
-from pipeline_hosts import APP, DB, FAR, HOST_A, HOST_B, HOST_C, WEB, Net, frame_of, ipv4
+from pipeline_hosts import APP, DB, FAR, HOST_A, HOST_B, HOST_C, STRANGER, WEB, Net, frame_of, ipv4
 
 from divhook.core.endpoint import PORT_WIRE, PortState
-from divhook.core.outputs import Drop, ToGuest, ToNewHost
+from divhook.core.outputs import Drop, ToGuest, ToNewHost, ToWire
 from divhook.core.reasons import DropReason as R
 
 LATE = ipv4(FAR.address, WEB.address)
@@ -22,7 +22,45 @@ def net() -> Net:
     return net
 
 
-def test_a_late_packet_goes_to_the_new_host_with_who_sent_it_and_is_checked_there(net: Net) -> None:
+def test_a_late_packet_of_a_known_sender_goes_on_over_the_wire_and_is_taken_by_the_word_of_the_former_host(
+    net: Net,
+) -> None:
+    net.a.discovery.adopt(net.b.discovery.claim(FAR.address), net.now)
+    (sent,) = net.a.pipeline.from_wire(frame_of(HOST_A, HOST_B, LATE), net.now)
+    assert sent == ToWire(frame_of(HOST_C, HOST_A, LATE))
+    net.c.discovery.adopt(net.b.discovery.claim(FAR.address), net.now)
+    given = [ToGuest(WEB.port, frame_of(WEB.vmac, FAR.vmac, LATE))]
+    assert net.c.pipeline.from_wire(sent.frame, net.now) != given  # nobody has said that A sends on
+    net.run(1)
+    net.c.pipeline.former[WEB.address] = HOST_A
+    assert net.c.pipeline.from_wire(sent.frame, net.now) == given
+    assert net.c.pipeline.from_wire(frame_of(HOST_C, HOST_B, LATE), net.now) == given
+    to_other = ipv4(FAR.address, APP.address)
+    net.c.start(APP, net.now)
+    assert net.c.pipeline.from_wire(frame_of(HOST_C, HOST_A, to_other), net.now) != [
+        ToGuest(APP.port, frame_of(APP.vmac, FAR.vmac, to_other))
+    ]
+
+
+def test_a_former_host_may_not_speak_for_a_guest_that_is_here(net: Net) -> None:
+    net.b.ports.remove(FAR.port)
+    net.c.start(FAR, net.now)
+    net.c.pipeline.former[WEB.address] = HOST_A
+    assert net.c.pipeline.from_wire(frame_of(HOST_C, HOST_A, LATE), net.now) == [Drop(R.SPOOF_LOCAL, PORT_WIRE, LATE)]
+
+
+def test_what_is_not_from_where_its_sender_is_known_to_be_is_handed_over_for_the_new_host_to_judge(net: Net) -> None:
+    net.a.discovery.adopt(net.b.discovery.claim(FAR.address), net.now)
+    for host in (HOST_C, STRANGER):  # C: what the new host sends would go round
+        assert net.a.pipeline.from_wire(frame_of(HOST_A, host, LATE), net.now) == [ToNewHost(WEB.address, host, LATE)]
+    net.a.pipeline.moved[WEB.address] = HOST_B  # it has moved on since: C takes nothing from A
+    assert net.a.pipeline.from_wire(frame_of(HOST_A, HOST_B, LATE), net.now)[0] == ToNewHost(WEB.address, HOST_B, LATE)
+
+
+def test_a_late_packet_of_an_unknown_sender_goes_to_the_new_host_with_who_sent_it_and_is_checked_there(
+    net: Net,
+) -> None:
+    net.a.discovery.neighbours.remove(FAR.address)
     late = net.a.pipeline.from_wire(frame_of(HOST_A, HOST_B, LATE), net.now)
     assert late == [ToNewHost(WEB.address, HOST_B, LATE)]
     net.c.discovery.adopt(net.b.discovery.claim(FAR.address), net.now)

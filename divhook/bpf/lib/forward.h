@@ -175,6 +175,29 @@ static __always_inline int forward_from_guest(struct __sk_buff *skb, const struc
 	return redirect(skb, ifindex);
 }
 
+/* A late sender's packet for an endpoint that has moved away: on to its new host, which knows this one as the former. */
+static __always_inline int send_on(struct __sk_buff *skb, const struct host_config *host, const struct packet *packet,
+				   const struct mac *source, const struct endpoint *there)
+{
+	struct endpoint *sender = endpoint_of(packet->source_be);
+	struct headers *start;
+	__u32 packets;
+
+	/* What its new host sends would go round; what is not known is for the agent to hand over. */
+	if (!sender || sender->kind != ENDPOINT_REMOTE || !speaks_from(sender, source) ||
+	    mac_equal(source, &host->pmac) || mac_equal(source, &there->host) ||
+	    !same_cell(host, packet->source_be, packet->destination_be) || !fits(skb, packet, there->mtu, &packets) ||
+	    !trim(skb, packet))
+		return NOT_KNOWN;
+	start = FRAME_START(skb, struct headers);
+	if (!start)
+		return NOT_KNOWN;
+	endpoint_heard(sender);
+	mac_copy(&start->ethernet.destination, &there->host);
+	mac_copy(&start->ethernet.source, &host->pmac);
+	return redirect(skb, host->uplink_ifindex);
+}
+
 /* A valid packet to the host's pmac from `source`, with a virtual destination. */
 static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct host_config *host,
 					     const struct packet *packet, const struct mac *source)
@@ -182,7 +205,10 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 	struct endpoint *local = endpoint_of(packet->destination_be), *sender;
 	struct headers *start;
 	__u32 bytes = skb->len, packets;
+	bool own;
 
+	if (local && local->kind == ENDPOINT_REMOTE && local->flags & ENDPOINT_FORWARDED)
+		return send_on(skb, host, packet, source, local);
 	if (!local || local->kind != ENDPOINT_LOCAL)
 		return NOT_KNOWN;
 	sender = endpoint_of(packet->source_be);
@@ -190,8 +216,11 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 		return NOT_KNOWN;
 	if (!same_cell(host, packet->source_be, packet->destination_be) && !(local->flags & ENDPOINT_POLICED))
 		return drop(skb, 0, CELL_DENIED);
-	if (!speaks_from(sender, source))
-		return sender->kind == ENDPOINT_REMOTE ? NOT_KNOWN : drop(skb, 0, SPOOF_LOCAL);
+	own = speaks_from(sender, source);
+	if (!own && sender->kind != ENDPOINT_REMOTE)
+		return drop(skb, 0, SPOOF_LOCAL);
+	if (!own && !mac_equal(source, &local->host)) /* the receiver's former host has checked what it sends on */
+		return NOT_KNOWN;
 	if (!fits(skb, packet, local->mtu, &packets))
 		return NOT_KNOWN;
 	if (local->flags & ENDPOINT_TRACKED) {
@@ -205,7 +234,7 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 	start = FRAME_START(skb, struct headers);
 	if (!start)
 		return NOT_KNOWN;
-	if (sender->kind == ENDPOINT_REMOTE)
+	if (own && sender->kind == ENDPOINT_REMOTE)
 		endpoint_heard(sender);
 	mac_copy(&start->ethernet.destination, &local->vmac);
 	if (same_subnet(host, packet->source_be, packet->destination_be))
