@@ -169,8 +169,8 @@ MUTANTS = {
     "another cell sends late": Mutant(
         FORWARD, "!same_cell(host, packet->source_be, packet->destination_be) ||", "", "int send_on("
     ),
-    "anyone sends on": wire("!own && !mac_equal(source, &local->host)", "false"),
-    "the former host may not send on": wire("!own && !mac_equal(source, &local->host)", "!own"),
+    "anyone sends on": wire("if (!mac_equal(source, &local->host))", "if (false)"),
+    "the former host may not send on": wire("if (!mac_equal(source, &local->host))", "if (true)"),
     "a neighbour is heard by way of another": wire("if (own && sender->kind", "if (sender->kind"),
     "one that has not come in yet speaks": Mutant(PROGRAMS, "port->flags & PORT_SPEAKS && !group", "!group"),
     "one that is awaited does not speak": Mutant(PROGRAMS, "port->flags & PORT_SPEAKS && !group", "false"),

@@ -207,20 +207,24 @@ static __always_inline int forward_from_wire(struct __sk_buff *skb, const struct
 	__u32 bytes = skb->len, packets;
 	bool own;
 
-	if (local && local->kind == ENDPOINT_REMOTE && local->flags & ENDPOINT_FORWARDED)
-		return send_on(skb, host, packet, source, local);
-	if (!local || local->kind != ENDPOINT_LOCAL)
+	if (!local)
 		return NOT_KNOWN;
+	if (local->kind != ENDPOINT_LOCAL)
+		return local->kind == ENDPOINT_REMOTE && local->flags & ENDPOINT_FORWARDED ?
+			       send_on(skb, host, packet, source, local) :
+			       NOT_KNOWN;
 	sender = endpoint_of(packet->source_be);
 	if (!sender || mac_equal(source, &host->pmac))
 		return NOT_KNOWN;
 	if (!same_cell(host, packet->source_be, packet->destination_be) && !(local->flags & ENDPOINT_POLICED))
 		return drop(skb, 0, CELL_DENIED);
 	own = speaks_from(sender, source);
-	if (!own && sender->kind != ENDPOINT_REMOTE)
-		return drop(skb, 0, SPOOF_LOCAL);
-	if (!own && !mac_equal(source, &local->host)) /* the receiver's former host has checked what it sends on */
-		return NOT_KNOWN;
+	if (!own) {
+		if (sender->kind != ENDPOINT_REMOTE)
+			return drop(skb, 0, SPOOF_LOCAL);
+		if (!mac_equal(source, &local->host)) /* the receiver's former host has checked what it sends on */
+			return NOT_KNOWN;
+	}
 	if (!fits(skb, packet, local->mtu, &packets))
 		return NOT_KNOWN;
 	if (local->flags & ENDPOINT_TRACKED) {
