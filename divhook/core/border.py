@@ -81,6 +81,7 @@ class Border:
         self._router = router
         self._guard = guard
         self._gone = gone
+        externals.still_here = self._is_here
 
     def _refuses(
         self, endpoint: Endpoint, header: Header, packet: bytes, outward: bool, now: float
@@ -90,6 +91,11 @@ class Border:
             return DropReason.POLICY_DENIED
         verdict = self._guard.check(endpoint, header, packet, outward, 0, now)
         return DropReason.IDENTITY_UNKNOWN if isinstance(verdict, Unsure) else verdict
+
+    def _is_here(self, address: Address) -> bool:
+        """Whether it is a guest's or NAT's at this host."""
+        local = self._ports.at(address)
+        return self.translates(address) or (local is not None and local.state is PortState.ACTIVE)
 
     def announce(self, address: Address, now: float) -> None:
         """A claim of this host's own is new: externals that may reach the guest learn where it is now."""

@@ -251,6 +251,7 @@ class Externals:
         self.own = tuple(own)
         self.used_elsewhere: Callable[[Address], bool] = lambda address: False
         self.heard_elsewhere: Callable[[Address], bool] = lambda address: False
+        self.still_here: Callable[[Address], bool] = lambda address: True  # asked before each announcement
         self._pmac = pmac
         self._entries: OrderedDict[Address, _Entry] = OrderedDict()
         self._hops: dict[Address, _Entry] = {
@@ -422,6 +423,9 @@ class Externals:
             self._events.append(ExternalConflict(address, self._pmac, rival))
 
     def _announce(self, address: Address, left: int, now: float) -> None:
+        """Once, and again in a while, unless it is somewhere else by then."""
+        if not self.still_here(address):
+            return
         self._frames.append(request_frame(self._pmac, address, address))
         if left > 1:
             when = now + ANNOUNCE_INTERVAL_S
@@ -441,10 +445,6 @@ class Externals:
         found = self.map.get(source)
         candidates = [hop.address for hop in found.hops] if isinstance(found, Route) else [source]
         return next((each for each in candidates if self.mac(each) == mac), None)
-
-    def withdraw(self, address: Address) -> None:
-        """The guest is not here any more: no further announcement."""
-        self._timers.cancel(("announce", address))
 
     # ------------------------------------------------------------------ entries
 

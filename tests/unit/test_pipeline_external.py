@@ -224,6 +224,17 @@ def test_a_silent_server_is_unreachable_and_says_so_at_once_afterwards(net: Net)
     assert isinstance(again, ToGuest)
 
 
+def test_a_guest_that_is_gone_again_is_announced_no_more(net: Net) -> None:
+    address = WEB.address or b""
+    announcement = ToWire(request_frame(HOST_A, address, address))
+    net.a.pipeline.border.announce(address, net.now)
+    assert net.a.pipeline.collect(net.now).count(announcement) == 1
+    net.a.ports.remove(WEB.port)
+    net.now += 1.0
+    net.a.pipeline.on_timer(net.now)
+    assert announcement not in net.a.pipeline.collect(net.now)
+
+
 def test_a_guest_that_has_a_new_claim_here_is_announced_if_anybody_outside_may_reach_it(net: Net) -> None:
     from pipeline_hosts import APP
 
