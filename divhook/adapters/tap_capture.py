@@ -54,6 +54,7 @@ class TapCapture:
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, CAPTURE_BUFFER)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+        self.before = self.counters() or (0, 0)  # and so ahead of the first frame that is seen
         self._socket.bind((socket.if_indextoname(ifindex), _ETH_P_ALL))
 
     def fileno(self) -> int:

@@ -32,16 +32,17 @@ class TapWatch:
         self._record = record
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
-        self._capture: TapCapture | None = TapCapture(nic.ifindex)
-        self._last = (0, 0)
+        capture = TapCapture(nic.ifindex)
+        self._capture: TapCapture | None = capture
+        self._last = capture.before
+        self.unread = Unread(*capture.before)
         self._hold: TapHold | None = None
         try:
             self._hold = TapHold(pid_of(nic.guest), nic.ifname)
         except (OSError, ValueError) as error:
             record.note(f"its tap goes with QEMU, and what is sent into it just then is lost: {error}")
             log.info("%s: its tap cannot be held: %s", nic, error)
-        self.unread = Unread(*self.counters())
-        self._loop.add_reader(self._capture.fileno(), self._readable)
+        self._loop.add_reader(capture.fileno(), self._readable)
         self._loop.call_later(SAMPLE_S, self._sample)
 
     def counters(self) -> tuple[int, int]:

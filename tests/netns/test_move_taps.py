@@ -81,7 +81,15 @@ class Host:
         plane.drain = lambda: self.said.append("drain")
         self.questions = MoveQuestions(pmac, PLAN)
         keys = KeyRing((Key(1, bytes(32), send=True),))
-        self.moves = Moves(cast(Any, plane), self.questions, cast(Any, self), Pinned(keys, "x"), lambda _: os.getpid())
+        self.moves = Moves(cast(Any, plane), self.questions, cast(Any, self), Pinned(keys, "x"), lambda _: self.pid())
+
+    def pid(self) -> int:
+        """Of QEMU: asked for when the move begins."""
+        self.meanwhile()
+        return os.getpid()
+
+    def meanwhile(self) -> None:
+        """What happens while the tap is being watched for the first time."""
 
     def all(self) -> list[Nic]:
         return [self.nic]
@@ -248,6 +256,29 @@ def test_a_guest_that_comes_back_ends_what_the_agent_before_had_sent_on(namespac
         assert run.target.said.count("forward") == 1
         run.target.moves._not_adopted(ADDRESS, SOURCE)
         assert run.target.said.count("forward") == 1
+        await run.end()
+
+    with namespace.entered():
+        asyncio.run(whole())
+
+
+def test_what_is_read_while_the_watch_begins_is_not_sent_again(namespace: Namespace) -> None:
+    async def whole() -> None:
+        run = Run()
+
+        def busy() -> None:
+            run.here.send(1, 2, 3)
+            assert run.here.read() == [1, 2, 3]
+
+        run.source.meanwhile = busy  # type: ignore[method-assign]
+        await run.ready()
+        run.here.send(4)
+        assert run.here.read() == [4]
+        run.pause()
+        run.here.send(5)
+        run.here.read(1)
+        await run.settle()
+        assert await run.came(1) == [5]
         await run.end()
 
     with namespace.entered():
