@@ -211,7 +211,7 @@ def test_groups_and_broadcasts_of_each_subnet_stay_in_it_while_all_talk(bench: B
         assert not others, f"{name} saw what belongs to another subnet: {others[:2]}"
     by_group = {name: sum(f[30:34] == raw(GROUP) for f in frames_seen) for name, frames_seen in seen.items()}
     assert {name for name, count in by_group.items() if count} == set(in_group)
-    assert by_group["two"] > 2 * SENT, "socat's and iperf's"
+    assert by_group["two"] >= 2 * SENT, "socat's and iperf's, which may say good-bye"
     for name, target in pings:
         found = set(re.findall(r"from (\S+): icmp_seq", answers[name])) - {ADDRESS[name]}
         mine = [n for n in ADDRESS if n != name and subnet_of(raw(ADDRESS[n])) == subnet_of(raw(ADDRESS[name]))]
