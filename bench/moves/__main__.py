@@ -2,7 +2,8 @@
 
 A guest moves A → B → C → A … under traffic, with divhook and on a plain bridge, one after the other: each move with
 one client (on the source, the destination and the third host in turn) that talks from both subnets, and a TCP
-connection from every client's NIC that is to outlive all moves. Writes moves.json, moves.md and moves.svg.
+connection from every client's NIC that is to outlive all moves. Writes moves.json, moves.md and moves.svg. Ctrl-C ends
+the moves of one contender early.
 """
 
 import argparse
@@ -42,33 +43,36 @@ def run(contender: str, moves: int, rate: int, tools: Path, shown: Shown, made: 
         scene.talk.warm()
         scene.talk.open_sessions(interval_ms=50)
         say(f"{contender} is up after {time.monotonic() - begin:.1f} s")
-        for number in range(moves):
-            source, target, third = (PLACES[(number + n) % 3] for n in range(3))
-            client = (source, target, third)[number // 3 % 3 if moves >= 9 else number % 3]
-            flows = [flow for flow in scene.flows if flow.client[-1].upper() == client]
-            talk = Talk(scene.mover.name, scene.address, flows, scene.where)
-            talk.warm()
-            scene.talk.sessions(forget=True)
-            dropped = scene.tap_dropped()
-            with scene.seen_by(flows) as seen, talk.running(rate) as conversation:
-                time.sleep(BEFORE_S)
-                move = scene.migrate(target)
-                time.sleep(AFTER_S)
-            at_taps = sum(count - dropped.get(tap, 0) for tap, count in scene.tap_dropped().items())
-            made.append(move)
-            sessions = scene.talk.sessions()
-            new = record.rows(contender, number, move, conversation, sessions, seen, at_taps)
-            found += new
-            say(f"{number + 1}/{moves} {record.sentence(new)}")
-            if any(r.lost or r.duplicated for r in new) and contender == "divhook":
-                say(str(conversation))
-            if number == moves - 1:
-                flow = flows[0]
-                times = [seen[flow].get(n) for n in range(max(seen[flow], default=0) + 1)]
-                arrivals = [None if at is None else round(at * 1000) for at in times]
-                at_nic = dataclasses.replace(conversation.to_client[flow], arrivals_us=arrivals)
-                shown.append((contender, "from the guest", at_nic, move.downtime_ms))
-                shown.append((contender, "to the guest", conversation.to_mover[flow], move.downtime_ms))
+        try:
+            for number in range(moves):
+                source, target, third = (PLACES[(number + n) % 3] for n in range(3))
+                client = (source, target, third)[number // 3 % 3 if moves >= 9 else number % 3]
+                flows = [flow for flow in scene.flows if flow.client[-1].upper() == client]
+                talk = Talk(scene.mover.name, scene.address, flows, scene.where)
+                talk.warm()
+                scene.talk.sessions(forget=True)
+                dropped = scene.tap_dropped()
+                with scene.seen_by(flows) as seen, talk.running(rate) as conversation:
+                    time.sleep(BEFORE_S)
+                    move = scene.migrate(target)
+                    time.sleep(AFTER_S)
+                at_taps = sum(count - dropped.get(tap, 0) for tap, count in scene.tap_dropped().items())
+                made.append(move)
+                sessions = scene.talk.sessions()
+                new = record.rows(contender, number, move, conversation, sessions, seen, at_taps)
+                found += new
+                say(f"{number + 1}/{moves} {record.sentence(new)}")
+                if any(r.lost or r.duplicated for r in new) and contender == "divhook":
+                    say(str(conversation))
+                if contender not in [name for name, *_ in shown]:
+                    flow = flows[0]
+                    times = [seen[flow].get(n) for n in range(max(seen[flow], default=0) + 1)]
+                    arrivals = [None if at is None else round(at * 1000) for at in times]
+                    at_nic = dataclasses.replace(conversation.to_client[flow], arrivals_us=arrivals)
+                    shown.append((contender, "from the guest", at_nic, move.downtime_ms))
+                    shown.append((contender, "to the guest", conversation.to_mover[flow], move.downtime_ms))
+        except KeyboardInterrupt:
+            say(f"{contender}: ends after {len(made)} moves")
     return found
 
 
