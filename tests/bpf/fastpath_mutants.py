@@ -143,7 +143,7 @@ MUTANTS = {
         "count_to(endpoint->port_id, packets, bytes)", "count_to(endpoint->port_id, 0, 0)"
     ),
     "a tentative port sends": Mutant(
-        PROGRAMS, "!dhcp && port->state == PORT_ACTIVE", "!dhcp && port->state != PORT_FENCED"
+        PROGRAMS, "speaks = port->state == PORT_ACTIVE", "speaks = port->state != PORT_FENCED"
     ),
     "the fast path is on though it is off": Mutant(
         PROGRAMS, "PORT_ACTIVE && host->flags & HOST_FASTPATH", "PORT_ACTIVE"
@@ -155,10 +155,9 @@ MUTANTS = {
     "a fenced guest hears the wire": wire("local->kind != ENDPOINT_LOCAL", "local->kind == ENDPOINT_REMOTE"),
     "our own pmac from the wire": wire("|| mac_equal(source, &host->pmac)", ""),
     "cells may talk over the wire": wire("if (!same_cell(host", "if (false && !same_cell(host"),
-    "local addresses from the wire": wire("if (!speaks_from(sender, source))", "if (sender->kind == ENDPOINT_LOCAL)"),
-    "any host may speak for a neighbour": wire("if (!speaks_from(sender, source))", "if (false)"),
+    "local addresses from the wire": wire("if (sender->kind != ENDPOINT_REMOTE)", "if (false)"),
+    "any host may speak for a neighbour": wire("own = speaks_from(sender, source)", "own = true"),
     "a neighbour may not move": Mutant(FORWARD, "mac_equal(host, &endpoint->next)", "false"),
-    "a fenced guest may move": Mutant(FORWARD, "(endpoint->kind != ENDPOINT_FENCED &&", "(true &&"),
     "what comes late is not sent on": wire("local->flags & ENDPOINT_FORWARDED", "false"),
     "all that is not here is sent on": wire("local->flags & ENDPOINT_FORWARDED", "true"),
     "any host may send late": Mutant(FORWARD, "!speaks_from(sender, source) ||", "", "int send_on("),

@@ -281,9 +281,9 @@ class World:
         return endpoint if endpoint is not None and endpoint.state in SHOWN_STATES else None
 
     def passes(self, place: Place) -> bool:
-        """Whether its port is active."""
+        """Whether what its guest sends is forwarded."""
         endpoint = self.pipeline.ports.at(place.address)
-        return endpoint is not None and endpoint.state is PortState.ACTIVE
+        return endpoint is not None and endpoint.passes
 
     def here(self) -> list[Place]:
         return [place for place in self.places if place.nic is not None]
