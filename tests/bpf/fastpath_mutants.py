@@ -174,7 +174,6 @@ MUTANTS = {
     "one that has not come in yet speaks": Mutant(PROGRAMS, "port->flags & PORT_SPEAKS && !group", "!group"),
     "one that is awaited does not speak": Mutant(PROGRAMS, "port->flags & PORT_SPEAKS && !group", "false"),
     "one that is awaited speaks to policies": guest("ENDPOINT_TRACKED && port->state != PORT_ACTIVE", "0"),
-    "one that is awaited speaks to groups": Mutant(PROGRAMS, "PORT_SPEAKS && !group &&", "PORT_SPEAKS &&"),
     "no MTU from the wire": wire("local->mtu", "65535"),
     "a neighbour that sends is not heard": wire("endpoint_heard(sender)", "endpoint_used(sender)"),
     "use by the wire is not noted": wire("endpoint_heard(sender);", ""),
