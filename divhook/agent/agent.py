@@ -318,7 +318,10 @@ class Agent:
         if operation == "reconnect":
             self._spawn(self.reconcile())
             return
+        until_s = request.get("until_s")  # of CLOCK_MONOTONIC, which the hook shares
         try:
+            if isinstance(until_s, int | float) and time.monotonic() >= until_s:
+                raise RequestError("read after the hook's deadline: libvirt has been refused")
             await self.guests.hook(operation, str(request.get("suboperation")), xml)
         except RequestError as error:
             log.warning("guest %s, %s refused: %s", request.get("guest"), operation, error)

@@ -113,6 +113,8 @@ def main(argv: list[str], stdin: bytes) -> int:
     }
     decides = operation in MAY_REFUSE and suboperation == "begin"
     deadline_s = DEADLINE_S if decides else TELL_DEADLINE_S
+    if decides:  # an agent that was stuck must not begin what libvirt has been refused
+        request["until_s"] = time.monotonic() + deadline_s
     try:
         answer = ask(request, os.environ.get("DIVHOOK_AGENT_SOCKET", AGENT_SOCKET), deadline_s)
     except (OSError, ValueError) as error:

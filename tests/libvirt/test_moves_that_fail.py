@@ -192,7 +192,9 @@ def test_frozen_destination_refuses_at_the_deadline_and_the_guest_runs_on(
     assert "did not answer within 5 s" in attempt.error
     assert HOOK_DEADLINE_S <= attempt.took_s < HOOK_DEADLINE_S + 2 * TELL_DEADLINE_S + SLACK_S
     traveller.settled("A")
-    # what the agent prepared when it went on, long after the hook had given up, is gone at one of its next reconciles
+    there = traveller.lab.host("B")
+    assert wait_until(lambda: "read after the hook's deadline" in there.agent_log.read_text(), 10, 0.1)
+    assert not traveller.known_on("B")
 
 
 def test_frozen_source_delays_the_move_by_two_tellings_at_most(

@@ -534,9 +534,9 @@ class Host:
 
     # ------------------------------------------------------------------ what libvirt does
 
-    async def hook(self, vm: Vm, operation: str) -> None:
+    async def hook(self, vm: Vm, operation: str, **more: object) -> None:
         sub = "end" if operation in ("stopped", "release") else "begin"
-        await self.agent._hook({"guest": vm.name, "operation": operation, "suboperation": sub, "xml": vm.xml})
+        await self.agent._hook({"guest": vm.name, "operation": operation, "suboperation": sub, "xml": vm.xml, **more})
 
     async def prepare(self, vm: Vm) -> None:
         """To where taps exist and the `start` hook would be called."""

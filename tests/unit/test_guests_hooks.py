@@ -1,6 +1,7 @@
 """A guest's life by libvirt's hooks: in order, out of order, repeated, refused; nothing is left that should not be."""
 
 import asyncio
+import time
 
 import pytest
 from agent_fakes import ALL_SYSTEMS_MAC, LAB, TINY, UPLINK_IFINDEX, WEB, Card, Lan, Vm, settle, story, vm
@@ -34,6 +35,18 @@ async def test_a_new_address_is_claimed_once_nobody_objected_for_600_ms(lan: Lan
     assert [c.address for c in host.agent.dataplane.pipeline.discovery.claims()] == [nic.address]
     (kept,) = host.agent.registry.reservations()
     assert (kept.address, kept.born > 0, kept.fixed) == (nic.address, True, False)
+
+
+@story
+async def test_what_the_hook_waits_for_no_longer_begins_nothing(lan: Lan) -> None:
+    host, web = await lan.host(), vm(1)
+    for operation in ("migrate", "prepare"):
+        with pytest.raises(RequestError, match="after the hook's deadline"):
+            await host.hook(web, operation, until_s=time.monotonic() - 0.001)
+    assert host.agent.guests.all() == []
+    assert host.agent.registry.reservations() == []
+    await host.hook(web, "prepare", until_s=time.monotonic() + 60)
+    assert host.nic(web).phase is Phase.PREPARED
 
 
 @story

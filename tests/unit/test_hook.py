@@ -74,11 +74,18 @@ def call(socket_path: Path, xml: str, *arguments: str) -> subprocess.CompletedPr
 
 @pytest.mark.parametrize("xml", [OURS, BY_BRIDGE])
 def test_agent_is_told_of_a_guest_with_a_divhook_nic(agent: Agent, xml: str) -> None:
+    begin_s = time.monotonic()
     done = call(agent.path, xml, "web1", "prepare", "begin", "-")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert begin_s + 5 < float(agent.requests[0].pop("until_s")) < time.monotonic() + 5
     assert agent.requests == [
         {"op": "hook", "guest": "web1", "operation": "prepare", "suboperation": "begin", "extra": "-", "xml": xml}
     ]
+
+
+def test_what_cannot_be_refused_is_told_however_late(agent: Agent) -> None:
+    call(agent.path, OURS, "web1", "stopped", "end", "-")
+    assert "until_s" not in agent.requests[0]
 
 
 @pytest.mark.parametrize("xml", [OTHER, ELSEWHERE, "", "<domain", "<domain/>"])
