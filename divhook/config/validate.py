@@ -30,7 +30,8 @@ def _problems(model: type[BaseModel], document: Document, error: ErrorDetails) -
         where = document.at_key if error["loc"][-1:] == ("[key]",) else document.at
         return [Problem(where((*path, *below)), text, hint) for below, text, hint in ctx["faults"]]
     key = str(path[-1]) if path else ""
-    name = f"item {key} of '{path[-2]}'" if len(path) > 1 and isinstance(path[-1], int) else f"'{key}'"
+    in_list = len(path) > 1 and isinstance(path[-1], int)
+    name = f"item {key} of {shown(str(path[-2]))}" if in_list else shown(key)  # on one line, whatever is in a key
     at = document.at(path)
     match error["type"]:
         case "extra_forbidden":
@@ -45,7 +46,8 @@ def _problems(model: type[BaseModel], document: Document, error: ErrorDetails) -
             message, hint = f"{what} must be a mapping, not {shown(value)}", "indented lines of `key: value`"
         case "tuple_type":
             message = f"{name} must be a list, not {shown(value)}"
-            hint = f"write [{value}]" if isinstance(value, (str, int)) else "one line with `- ` per item, or [a, b]"
+            short = isinstance(value, (str, int)) and str(value).isprintable()
+            hint = f"write [{value}]" if short else "one line with `- ` per item, or [a, b]"
         case "int_type" | "int_from_float":
             message = f"{name} must be a whole number, not {shown(value)}"
             hint = "without the quotes" if isinstance(value, str) and value.strip().isdigit() else ""

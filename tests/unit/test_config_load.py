@@ -229,9 +229,18 @@ def test_a_mistake_in_a_cell_file_is_reported_with_its_place(etc: Etc, text: str
     assert etc.put("cells/x.yaml", text).problems() == [f"cells/x.yaml:{problem}"]
 
 
+def test_each_problem_is_one_line_whatever_is_in_a_key(etc: Etc) -> None:
+    assert etc.put("cells/x.yaml", 'cell: a\nnumber: 1\nsubnets: {"b\\n": 5}').problems() == [
+        "cells/x.yaml:3:11: 'b\\n' is not a name: 1 to 63 of a-z, 0-9 and '-', no '-' at an end (RFC 1123) "
+        "(for example 'b')",
+        r"cells/x.yaml:3:18: 'b\n' must be a mapping, not 5 (indented lines of `key: value`)",
+    ]
+
+
 SUBNET_MISTAKES = [
     ("number: 300", "11: subnet number 300 is outside the address plan (0 to 255, by subnet_bits of divhook.yaml)"),
     ("dns: 192.0.2.53", "8: 'dns' must be a list, not '192.0.2.53' (write [192.0.2.53])"),
+    (r'dns: "a\nb"', r"8: 'dns' must be a list, not 'a\nb' (one line with `- ` per item, or [a, b])"),
     ("dns: [192.0.2.53, 192.0.2.530]",
      "21: '192.0.2.530' is not an IPv4 address (four numbers of 0 to 255, as in 10.1.2.5)"),
     ("ntp: ['2001:db8::1']", "9: '2001:db8::1' is not an IPv4 address (IPv6 is not supported yet)"),
