@@ -74,6 +74,8 @@ PAUSE_SLACK_NS = 3_000_000
 """How much earlier than libvirt's SUSPENDED the pause was, where QEMU's own event is missing."""
 HOLD_S = 1.0
 """How long a tap is held after its port is gone, for frames that are on their way into it."""
+PREPARE_AGAIN_S = 20.0
+"""How often the hosts of talkers are told of a move whose copy lasts: they remember it for a minute."""
 SETTLED_STATES = frozenset({"completed", "postcopy-active"})
 UNMOVED_STATES = frozenset({"failed", "cancelled", "cancelling"})
 """In which a migration of QEMU's leaves the guest where it was."""
@@ -240,6 +242,7 @@ class Moves:
             leaving.drain()
             self._owner.leaving(leaving.nic, move.peer)
             self._act(leaving, move.on_ready(leaving.counters()[0]))
+            self._loop.call_later(PREPARE_AGAIN_S, self._prepare_again, leaving)
         elif kind is MoveMessage.ACTIVE:
             claim = claim_untrusted(object_untrusted(body))
             if claim.address != move.claim.address or claim.guest_id != move.claim.guest_id or claim.host != move.peer:
@@ -251,6 +254,12 @@ class Moves:
         elif kind is MoveMessage.NOTES:
             record.other = notes_untrusted(body)
         self._state(leaving)
+
+    def _prepare_again(self, leaving: Leaving) -> None:
+        """The guest's memory takes long to copy: its talkers must still know whereto when it is paused."""
+        if self._leaving.get(leaving.nic.key) is leaving and leaving.move.state is SourceState.READY:
+            self._owner.leaving(leaving.nic, leaving.move.peer)
+            self._loop.call_later(PREPARE_AGAIN_S, self._prepare_again, leaving)
 
     def active_elsewhere(self, nic: Nic, claim: Claim) -> bool:
         """The destination says so, on the channel or by its announcement. False where nothing moves there."""
@@ -575,7 +584,7 @@ class Moves:
             except ValueError as error:
                 raise MoveMessageError(str(error)) from None
         elif kind is MoveMessage.LATE:
-            host, packet = late_untrusted(body)
+            host, packet = late_untrusted(body, coming.nic.address)
             coming.record.late += 1
             now = self._loop.time()
             self._plane.inject(now, self._plane.pipeline.from_former(host, packet, now))

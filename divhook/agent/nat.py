@@ -56,16 +56,19 @@ def plan_of(configuration: Configuration, own: Sequence[Address] = ()) -> Plan:
             problems.append(f"cell {cell.cell}: there is no pool {cell.snat.pool} since the agent has started")
         else:
             cells.setdefault(cell.snat.pool, []).append(_cell_prefix(configuration.plan, cell.number))
-    pool = frozenset(address for each in pools.values() for address in each.addresses())
-    taken = sorted(pool.intersection(own))
-    if taken:
-        problems.append(f"{address_text(taken[0])} is this host's own address, and in a pool")
+    pool_of = {name: frozenset(each.addresses()) for name, each in pools.items()}
+    pool = frozenset[Address]().union(*pool_of.values())
+    problems += [
+        f"{address_text(min(each.intersection(own)))} is this host's own address, and in pool {name}"
+        for name, each in pool_of.items()
+        if each.intersection(own)
+    ]
     translations = []
     for name, prefixes in cells.items():
         if name is None:
             mine = IPv4Address(own[0])
             translations.append(Translation(tuple(prefixes), mine, mine, FIRST_PORT))
-        else:
+        elif not pool_of[name].intersection(own):
             first, last = IPv4Address(pools[name].first), IPv4Address(pools[name].last)
             translations.append(Translation(tuple(prefixes), first, last))
     host = own[0] if None in cells else None

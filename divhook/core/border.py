@@ -250,7 +250,8 @@ class Border:
         self, local: Endpoint, header: Header, packet: bytes, now: float, out: list[Output]
     ) -> DropReason | None:
         """The server is told by way of NAT: conntrack translates the error, and what it quotes."""
-        assert self.nat is not None
+        if self.nat is None:  # it has just been closed
+            return DropReason.NAT_UNTRANSLATED
         told: list[Output] = []
         refused = self._router.tell_external(local, header, packet, self.nat.mac, self._pmac, now, told, mtu=local.mtu)
         out.extend(ToNat(each.frame) for each in told if isinstance(each, ToWire))
@@ -259,8 +260,7 @@ class Border:
     def announce_pool(self, now: float) -> None:
         """Whoever knew NAT's addresses elsewhere learns that they are here; whoever has one, too, answers."""
         for address in sorted(self.nat.pool) if self.nat is not None else ():
-            if self.externals.map.is_on_link(address):
-                self.externals.announce(address, now)
+            self.externals.announce(address, now)
 
     def _pool_claimed(self, arp: Arp, source: Mac, now: float) -> DropReason:
         """ARP of another machine from an address of the pool: it is told, and defended (RFC 5227 §2.4 c)."""

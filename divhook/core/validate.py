@@ -283,7 +283,7 @@ def _wire_plain_arp(facts: WireFacts, to: Addressed, tagged: bool, payload: byte
     pool = facts.nat.pool if facts.nat is not None else frozenset()
     if not about_guests and not tagged and asks and payload[24:28] in pool and spa not in pool:
         return Divert(Lane.DISCOVERY, to is not Addressed.HOST)
-    if tagged or not facts.externals.is_on_link(spa):
+    if tagged or not (facts.externals.is_on_link(spa) or spa in pool):
         return DropReason.UNKNOWN_HOST if about_guests else None
     if about_guests and not asks:
         return DropReason.UNKNOWN_HOST

@@ -22,6 +22,8 @@ from divhook.core.wire.arp import request_frame
 from divhook.core.wire.ipv4 import Ipv4, header_untrusted
 
 MINE, OTHER, NAT_IFINDEX = bytes((192, 0, 2, 160)), bytes((192, 0, 2, 161)), 77
+BEYOND = bytes((198, 51, 100, 160))
+"""Of the pool as MINE is, and in no prefix that is declared on link."""
 NAT_MAC = bytes.fromhex("06d1d1d1d1d2")
 STRANGER = bytes((203, 0, 113, 5))
 
@@ -31,13 +33,13 @@ class BothNat(Both):
 
     def __init__(self, bench: Bench) -> None:
         super().__init__(bench)
-        self.border.nat = Nat(NAT_MAC, frozenset({MINE}))
+        self.border.nat = Nat(NAT_MAC, frozenset({MINE, BEYOND}))
         self.guest = replace(GUEST, translated=True)
         self.border._ports.put(self.guest)
         programs = bench.programs
         programs.nat.open(NAT_IFINDEX, NAT_MAC)
         assert programs.nat.is_open()
-        programs.nat.set_addresses({MINE})
+        programs.nat.set_addresses({MINE, BEYOND})
         programs.set_port(bench.port, port_entry(tracked=True, policed=True, translated=True))
         local = LocalEndpoint(f.VMAC, bench.port, PORT_ID, GUEST_MTU, tracked=True, policed=True, translated=True)
         programs.set_endpoint(f.ADDRESS, local)
@@ -145,10 +147,13 @@ def test_arp_for_an_address_of_nat_is_answered_alike(both: BothNat) -> None:
     malformed[18] = 8
     both.bench.assert_dropped(FROM_WIRE, bytes(malformed), DropReason.ARP_MALFORMED, 0)
     both.bench.assert_untouched(request_frame(MACS[SERVER], STRANGER, OTHER))
-    rival = request_frame(f.PEER, MINE, MINE)  # for the agent, and the host's own ARP
-    assert from_wire(both.facts, rival) == Divert(Lane.DISCOVERY, True, copied=True)
-    ran = both.bench.programs.test_run(FROM_WIRE, rival, both.bench.uplink, mark=0x5AFE)
-    assert (ran.verdict, ran.frame, ran.mark) == (PASS, rival, 0x5AFE)
+    for claimed in (MINE, BEYOND):
+        rival = request_frame(f.PEER, claimed, claimed)  # for the agent, and the host's own ARP
+        assert from_wire(both.facts, rival) == Divert(Lane.DISCOVERY, True, copied=True)
+        before = both.bench.programs.traffic(0).diverted_packets
+        ran = both.bench.programs.test_run(FROM_WIRE, rival, both.bench.uplink, mark=0x5AFE)
+        assert (ran.verdict, ran.frame, ran.mark) == (PASS, rival, 0x5AFE)
+        assert both.bench.programs.traffic(0).diverted_packets == before + 1
 
 
 def test_without_the_fast_path_the_agent_decides_of_all(both: BothNat) -> None:
@@ -193,8 +198,8 @@ def test_a_frame_with_a_tag_or_an_invalid_header_does_not_reach_nat(both: BothNa
 @pytest.fixture
 def shared(both: BothNat) -> BothNat:
     """The guest's cell goes out with the host's own address."""
-    both.border.nat = Nat(NAT_MAC, frozenset({MINE}), OWN)
-    assert both.bench.programs.nat.set_addresses({MINE}, OWN) == set()
+    both.border.nat = Nat(NAT_MAC, frozenset({MINE, BEYOND}), OWN)
+    assert both.bench.programs.nat.set_addresses({MINE, BEYOND}, OWN) == set()
     return both
 
 

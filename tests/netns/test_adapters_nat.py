@@ -174,6 +174,19 @@ def test_a_guest_has_so_many_connections_and_no_more(bench: Bench, monkeypatch: 
     assert wait_for(lambda: bench.mine.figures().connections == 0)
 
 
+def test_one_server_port_is_shared_out_among_guests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the host's own address there are some 4,500 ports towards it for all of them."""
+    monkeypatch.setattr(nat, "MAX_TRANSLATIONS_PER_SERVER", FEW)
+    bench.mine.translate(PLAN)
+    bench.sends(*(udp(GUEST, SERVER, 4000 + n, 53) for n in range(FEW + 3)))
+    assert len(bench.out()) == FEW
+    assert bench.mine.figures().refused == 3
+    assert bench.translated(udp(GUEST, SERVER, 4000, 54))  # another port of it
+    assert bench.translated(udp(OTHER, SERVER, 4000, 53))  # another guest
+    bench.mine.forget()
+    assert wait_for(lambda: bench.mine.figures().connections == 0)
+
+
 def test_connections_keep_their_address_when_the_rules_are_set_again(bench: Bench) -> None:
     first = bench.translated(udp(OTHER, SERVER, 4000, 53))
     pooled = Translation((IPv4Network("10.2.0.0/16"),), IPv4Address(POOL[0]), IPv4Address(POOL[1]))

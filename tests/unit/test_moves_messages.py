@@ -85,10 +85,13 @@ def test_notes_and_late_packets() -> None:
     for body in (b'{"notes": 1}', b'{"notes": [[1]]}', b'{"notes": [["x", 1]]}'):
         with pytest.raises(m.MoveMessageError):
             m.notes_untrusted(body)
-    assert m.late_untrusted(A + bytes(20)) == (A, bytes(20))
-    for body in (A + bytes(19), b"\xff" * 6 + bytes(20)):
+    packet = bytes(16) + CLAIM.address
+    assert m.late_untrusted(A + packet, CLAIM.address) == (A, packet)
+    for body in (A + packet[:19], b"\xff" * 6 + packet, A + bytes(20)):
         with pytest.raises(m.MoveMessageError):
-            m.late_untrusted(body)
+            m.late_untrusted(body, CLAIM.address)
+    with pytest.raises(m.MoveMessageError):
+        m.late_untrusted(A + packet, None)
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -207,7 +207,15 @@ def test_what_the_files_ask_for_and_the_host_has_not_is_told(tmp_path: Path) -> 
     status = asyncio.run(made.service.status())
     assert status["state"] == "cell b has `snat: host`, but the uplink has no IPv4 address"
     assert made.border.nat == Nat(NAT_MAC, POOL)
-    [mine] = [address for address in POOL if address[3] == 9]
-    plan = plan_of(made.files(ONE), [mine])
-    assert plan.problem == "192.0.2.9 is this host's own address, and in a pool"
+
+
+@pytest.mark.parametrize(("last", "pool", "others"), [(9, "more", ["192.0.2.160"]), (161, "public", [])])
+def test_a_pool_with_the_hosts_own_address_translates_nothing(
+    tmp_path: Path, last: int, pool: str, others: list[str]
+) -> None:
+    mine = parse_address(f"192.0.2.{last}")
+    plan = plan_of(Made(tmp_path).files(ONE, HOSTED), [mine])
+    assert plan.problem == f"192.0.2.{last} is this host's own address, and in pool {pool}"
     assert mine not in plan.pool
+    assert plan.host == mine
+    assert [str(each.first) for each in plan.translations] == [*others, f"192.0.2.{last}"]

@@ -275,7 +275,7 @@ def test_what_is_wrong_with_a_frame_to_the_hosts_own_address_is_the_hosts_to_see
 
 def test_the_pool_is_announced_and_defended(net: Net) -> None:
     border = net.a.pipeline.border
-    border.nat = Nat(NAT_MAC, frozenset({MINE, parse_address("198.51.100.77")}))  # the other is routed to the host
+    border.nat = Nat(NAT_MAC, frozenset({MINE}))
     border.announce_pool(net.now)
     mine = request_frame(HOST_A, MINE, MINE)
     assert net.a.pipeline.collect(net.now) == [ToWire(mine)]
@@ -295,6 +295,20 @@ def test_the_pool_is_announced_and_defended(net: Net) -> None:
     forged = Arp(ARP_REPLY, GATE, MINE, HOST_A, OWN).emit()
     out = net.a.pipeline.from_wire_arp(Ethernet(HOST_A, SERVER, ETHERTYPE_ARP, forged).emit(), net.now)
     assert drops(out) == [(PORT_WIRE, DropReason.EXTERNAL_SPOOF)]
+
+
+def test_a_pool_on_link_is_defended_whatever_prefixes_are_declared(net: Net) -> None:
+    border, beyond = net.a.pipeline.border, parse_address("198.51.100.77")
+    border.nat = Nat(NAT_MAC, frozenset({beyond}))
+    border.announce_pool(net.now)
+    announced = request_frame(HOST_A, beyond, beyond)
+    assert net.a.pipeline.collect(net.now) == [ToWire(announced)]
+    rival = request_frame(SERVER, beyond, beyond)
+    assert validate.from_wire(net.a.pipeline._wire_facts(), rival) == validate.Divert(
+        validate.Lane.DISCOVERY, group=True, copied=True
+    )
+    assert drops(arp(net, SERVER, beyond, beyond)) == [(PORT_WIRE, DropReason.EXTERNAL_CONFLICT)]
+    assert border.pending_events == [ExternalConflict(beyond, HOST_A, SERVER)]
 
 
 def test_an_answer_that_waits_while_nat_ends_is_for_nobody(net: Net) -> None:

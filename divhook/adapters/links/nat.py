@@ -38,6 +38,8 @@ NAT_MAC: Mac = b"\x06\xd1\xd1\xd1\xd1\xd2"
 """Of both ends, the same everywhere: it never leaves the host."""
 MAX_TRANSLATIONS_PER_GUEST = 8192
 """Connections that one address may have translated at a time: one guest can't fill the table for all."""
+MAX_TRANSLATIONS_PER_SERVER = 1024
+"""Of these, to one server's port: as `snat: host` has 4,536 ports for each of them, for all guests together."""
 
 _CLONE_NEWNET, _MS_BIND, _MNT_DETACH = 0x40000000, 0x1000, 2
 _DUMMY = "192.0.0.8"  # RFC 7600: source of a node's ICMP errors that has no address; conntrack translates it
@@ -119,11 +121,18 @@ def _mark(table: str) -> str:
 def _table(translations: Sequence[Translation]) -> str:
     source = "\n".join(f"    {rule}" for each in translations for rule in each.rules())
     guests = ", ".join(str(prefix) for each in translations for prefix in each.prefixes)
+    server = "ip saddr . ip daddr . meta l4proto . th dport"
+    share = f"add @shares {{ {server} ct count over {MAX_TRANSLATIONS_PER_SERVER} }}"
     return f"""\
   counter refused {{ }}
   counter invalid {{ }}
   set guests {{
     type ipv4_addr
+    size 65536
+    flags dynamic
+  }}
+  set shares {{
+    type ipv4_addr . ipv4_addr . inet_proto . inet_service
     size 65536
     flags dynamic
   }}
@@ -133,6 +142,7 @@ def _table(translations: Sequence[Translation]) -> str:
     ct state established,related accept
     ip saddr != {{ {guests} }} counter name invalid drop
     ct state new add @guests {{ ip saddr ct count over {MAX_TRANSLATIONS_PER_GUEST} }} counter name refused drop
+    ct state new meta l4proto {{ tcp, udp }} {share} counter name refused drop
     ct state new accept
   }}
   chain input {{

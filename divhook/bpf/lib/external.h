@@ -56,7 +56,7 @@ static __noinline int wire_plain_arp(struct __sk_buff *skb, const struct host_co
 	if (!about_guests && !frame->tagged && arp.op_be == bpf_htons(ARP_REQUEST) && nat_address(host, arp.tpa_be) == NAT_POOL &&
 	    nat_address(host, arp.spa_be) != NAT_POOL)
 		return nat_arp(skb, host, frame, &arp, mark);
-	if (frame->tagged || !is_on_link(arp.spa_be))
+	if (frame->tagged || (!is_on_link(arp.spa_be) && nat_address(host, arp.spa_be) != NAT_POOL))
 		return about_guests ? drop(skb, 0, UNKNOWN_HOST) : PASS;
 	if (about_guests && arp.op_be != bpf_htons(ARP_REQUEST))
 		return drop(skb, 0, UNKNOWN_HOST);

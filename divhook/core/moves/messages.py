@@ -34,6 +34,7 @@ MAX_TALKERS = 256
 MAX_FORWARDERS = 8
 """Earlier hosts that still send frames on."""
 MAX_COUNTERS = 8
+"""Kinds of figures of a port that go with it."""
 MAX_GROUPS = 64
 """Multicast groups that a NIC is a member of: as many as a port may be."""
 MAX_NOTES = 64
@@ -141,10 +142,12 @@ def parse_frames_untrusted(body: bytes) -> list[bytes]:
     return frames
 
 
-def late_untrusted(body: bytes) -> tuple[Mac, bytes]:
-    """(pmac of the host that sent it, IPv4 packet). Raises MoveMessageError."""
+def late_untrusted(body: bytes, address: Address | None) -> tuple[Mac, bytes]:
+    """(pmac of the host that sent it, IPv4 packet to the endpoint that has moved). Raises MoveMessageError."""
     if not 26 <= len(body) <= MAX_FRAME or body[0] & 1:
         raise MoveMessageError(f"a late packet of {len(body)} bytes")
+    if body[22:26] != address:
+        raise MoveMessageError("a late packet for another endpoint")
     return body[:6], body[6:]
 
 
