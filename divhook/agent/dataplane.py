@@ -224,7 +224,8 @@ class Dataplane:
     def _read_queue(self) -> None:
         """After what other hosts have said: where this agent stood still, that is of the very packets that wait."""
         self._now = self.now()
-        self._take_diverted()
+        if self._take_diverted():
+            self.pump()  # frames that were held for it go before those of the queue
         self._guarded(self._queue.read)
         self.pump()
 
@@ -245,9 +246,12 @@ class Dataplane:
         self._take_diverted()
         self.pump()
 
-    def _take_diverted(self) -> None:
-        for mark, frame in self._diverted.read():
+    def _take_diverted(self) -> bool:
+        """Whether there was anything."""
+        frames = self._diverted.read()
+        for mark, frame in frames:
             self._guarded(self._divert, mark, frame)
+        return bool(frames)
 
     def _read_host(self) -> None:
         assert self._host is not None

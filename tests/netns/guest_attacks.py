@@ -261,7 +261,7 @@ def _destinations() -> Iterator[Attack]:
         "all systems": bytes.fromhex("01005e000001"),
     }
     reasons = {
-        HOST: "external_unsupported",
+        HOST: "host_service",
         PEER: "external_unsupported",
         "198.51.100.7": "external_unsupported",
         "169.254.169.254": "external_unsupported",
@@ -280,7 +280,13 @@ def _destinations() -> Iterator[Attack]:
     for mac_name, mac in macs.items():
         for target, reason in reasons.items():
             expected = reason
-            if mac_name in groups and reason in ("", "external_unsupported", "cell_denied", "no_such_endpoint"):
+            if mac_name in groups and reason in (
+                "",
+                "external_unsupported",
+                "host_service",
+                "cell_denied",
+                "no_such_endpoint",
+            ):
                 expected = "l2_multicast_mismatch"
             if mac_name in groups and target == "10.1.1.0":
                 expected = "l2_multicast_mismatch"
