@@ -278,7 +278,7 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
     upcoming = following if following != ZERO_MAC else None
     used, heard = bool(raw.used & layout.ENDPOINT_USED), bool(raw.used & layout.ENDPOINT_HEARD)
     if raw.kind == EndpointKind.EXTERNAL:
-        return ExternalEndpoint(bytes(raw.host.octets), used, heard)
+        return ExternalEndpoint(host, used, heard)
     if raw.kind != EndpointKind.REMOTE:
         fenced, tracked = raw.kind == EndpointKind.FENCED, bool(raw.flags & layout.ENDPOINT_TRACKED)
         policed = bool(raw.flags & layout.ENDPOINT_POLICED)

@@ -24,6 +24,8 @@ from typing import cast
 
 from netfilterqueue import COPY_PACKET, NetfilterQueue, Packet
 
+from divhook.abi.layout import MARK_SEGMENTS
+
 MAX_PACKET = 0xFFFF - 4
 """Bytes of the longest IP packet that arrives whole: the payload attribute's own length is 16 bits."""
 MAX_WAITING = 4096
@@ -39,7 +41,6 @@ _SOL_NETLINK, _NETLINK_NO_ENOBUFS = 270, 5
 _NFQNL_MSG_CONFIG, _NFQA_CFG_PARAMS = (3 << 8) | 2, 2  # linux/netfilter/nfnetlink_queue.h
 _NLM_F_REQUEST = 1
 _HEADERS, _NFQA_PRIORITY = 20, 21  # nlmsghdr and nfgenmsg; linux/netfilter/nfnetlink_queue.h, since Linux 5.18
-_MARK_SEGMENTS = 0x400  # bpf/abi.h
 
 DivertCallback = Callable[[int, bytes | None, bytes], None]
 """(mark, source MAC or None, IPv4 packet)."""
@@ -113,9 +114,9 @@ class DivertQueue:
         packet.drop()
         try:
             hardware, mark = packet.get_hw(), packet.get_mark()
-            if mark & _MARK_SEGMENTS:
+            if mark & MARK_SEGMENTS:
                 hardware = (mark >> 16).to_bytes(2, "big") + _priority(self._message)
-                mark &= 0xFFFF & ~_MARK_SEGMENTS
+                mark &= 0xFFFF & ~MARK_SEGMENTS
             self._callback(mark, hardware[:6] if hardware else None, packet.get_payload())
         except Exception as error:  # through libnetfilter_queue it would lose its way
             self._error = error

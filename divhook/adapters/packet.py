@@ -5,9 +5,13 @@ import errno
 import socket
 import struct
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from divhook.core.addressing import Mac
+
+Message = TypeVar("Message")
 
 # linux/if_packet.h, linux/if_ether.h, asm-generic/socket.h
 _SOL_PACKET = 263
@@ -119,6 +123,19 @@ def _complete_checksum(frame: bytes, start: int, offset: int) -> bytes:
     return frame[: start + offset] + checksum.to_bytes(2, "big") + frame[start + offset + 2 :]
 
 
+def _waiting(receive: Callable[[], Message]) -> Iterator[Message]:
+    """At most BATCH messages; ends where none waits, or the link is down."""
+    for _ in range(BATCH):
+        try:
+            yield receive()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            if error.errno != errno.ENETDOWN:  # told once; it is heard again when the link is up again
+                raise
+            return
+
+
 class DivertSocket:
     """Diverted frames on divbr0 that IPv4's NFQUEUE does not carry, each with its mark.
 
@@ -149,15 +166,7 @@ class DivertSocket:
         Empty too while divbr0 is down, and for good once it is gone: Links.watch tells of that.
         """
         frames: list[tuple[int, bytes]] = []
-        for _ in range(BATCH):
-            try:
-                data, ancillary, _, _ = self._socket.recvmsg(_FRAME_MAX, 64)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError as error:
-                if error.errno != errno.ENETDOWN:  # told once; it is heard again when the link is up again
-                    raise
-                break
+        for data, ancillary, _, _ in _waiting(lambda: self._socket.recvmsg(_FRAME_MAX, 64)):
             mark = next((int.from_bytes(v, sys.byteorder) for _, kind, v in ancillary if kind == _SO_MARK), 0)
             flags, gso_type, _, _, start, offset = _VNET_HEADER.unpack_from(data)
             frame = data[_VNET_HEADER.size :]
@@ -200,17 +209,7 @@ class HostSocket:
 
     def read(self) -> list[bytes]:
         """At most BATCH packets that wait; empty when none does, or while the link is down."""
-        packets: list[bytes] = []
-        for _ in range(BATCH):
-            try:
-                packets.append(self._socket.recv(_FRAME_MAX))
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError as error:
-                if error.errno != errno.ENETDOWN:
-                    raise
-                break
-        return packets
+        return list(_waiting(lambda: self._socket.recv(_FRAME_MAX)))
 
     def close(self) -> None:
         """Close the socket."""

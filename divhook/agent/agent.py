@@ -257,7 +257,6 @@ class Agent:
         self.moves = self.guests.moves = Moves(
             self.dataplane, self.dataplane.moves, self.guests, Pinned(keys, host.cluster)
         )
-        self.dataplane.fastpath.on_forwarded = self.moves.adopted
 
     async def _listen(self) -> None:
         """Take hand-overs. A host that cannot is told of; guests that move to it are announced only."""

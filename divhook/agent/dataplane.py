@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from divhook.abi.layout import MARK_GROUP, MARK_NAT
 from divhook.adapters.bpf.programs import Programs
 from divhook.adapters.links import HOST_LINK_MAC, HostLink
 from divhook.adapters.nfqueue import BATCH, MAX_WAITING, DivertQueue
@@ -34,20 +35,14 @@ from divhook.core.outputs import Drop, Output, ToGuest, ToHost, ToNat, ToNewHost
 from divhook.core.pipeline import Pipeline
 from divhook.core.reasons import DropReason
 from divhook.core.wire.discovery import Message, is_discovery
-from divhook.core.wire.ethernet import ETH_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4
+from divhook.core.wire.ethernet import ETH_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ipv4_frame
 
-MARK_GROUP = 1 << 8
-"""Mark bit: the frame's destination MAC was a group address."""
-MARK_NAT = 1 << 9
-"""Mark bit: it comes from the namespace that translates."""
 MAX_ROUNDS = 64
 """Times in a row that the machines may answer each other before frames are read again."""
 MAX_DRAINS = 8
 """Batches that are read from the queue before an endpoint is given to the kernel, so that frames keep their order."""
 MAX_RECENT_DROPS = 256
 """Dropped frames kept for `divhook drops --recent`."""
-
-_IPV4 = ETHERTYPE_IPV4.to_bytes(2, "big")
 
 log = logging.getLogger(__name__)
 
@@ -347,7 +342,7 @@ class Dataplane:
                     self.counters.delivered.setdefault(output.port, Tally()).add(1, len(output.frame))
             elif isinstance(output, ToHost):
                 self.counters.to_host += 1
-                frame = HOST_LINK_MAC + HOST_LINK_MAC + _IPV4 + output.packet
+                frame = ipv4_frame(HOST_LINK_MAC, HOST_LINK_MAC, output.packet)
                 if self._host_link is None or not self._sender.send(self._host_link.peer_ifindex, frame):
                     self.counters.send_failed += 1
             elif isinstance(output, ToNewHost):

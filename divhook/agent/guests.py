@@ -14,7 +14,6 @@ what it made. A guest's steps wait for each other where they wait (`lock`); all 
 import asyncio
 import logging
 import math
-from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from divhook.adapters.bpf.errors import BpfError
@@ -28,12 +27,12 @@ from divhook.agent.dataplane import Dataplane
 from divhook.agent.enforcement import Enforcement
 from divhook.agent.moves import Moves
 from divhook.agent.nic import Key, Nic, Phase
-from divhook.agent.ports import Ports
+from divhook.agent.ports import Ports, tell_kernel
 from divhook.agent.registry import Registry, RegistryError
 from divhook.config.configuration import Configuration, Placement, PlacementError
 from divhook.config.domain import Domain, DomainError, DomainNic, parse_domain
 from divhook.config.values import BadValueError
-from divhook.core.addressing import Address, Mac, address_text, mac_text
+from divhook.core.addressing import Mac, address_text, mac_text
 from divhook.core.census import CensusEvent, Chosen, Confirmed, Lost, Refused
 from divhook.core.dhcp import LeaseChange, LeaseEvent
 from divhook.core.discovery import ClaimState, Event, Fenced, Unfenced
@@ -362,28 +361,15 @@ class Guests:
         plane, now = self._dataplane, self._dataplane.now()
         hosts = move_contents.hosts_of_talkers(plane, host)
         plane.pipeline.discovery.leaving(nic.address, host, hosts, now)
-        _told(plane.fastpath.leaving, nic.address)
+        tell_kernel(plane.fastpath.leaving, nic.address)
         plane.inject(now, [])
-
-    def forward(self, address: Address, host: Mac | None) -> None:
-        """What comes late for an endpoint that has moved to a host is sent on; None: no more."""
-        _told(self._dataplane.fastpath.forward, address, host, self._dataplane.now())
-
-    def came_from(self, address: Address, host: Mac | None) -> None:
-        """An endpoint of this host was on that one, which sends on what still comes there; None: no more."""
-        former = self._dataplane.pipeline.former
-        if host is None:
-            former.pop(address, None)
-        else:
-            former[address] = host
-        _told(self._dataplane.fastpath.came_from, address, host)
 
     def moved_out(self, nic: Nic, claim: Claim) -> None:
         """Another host holds it now: nothing of it stays here but the reservation, and nobody is told GONE."""
         now = self._dataplane.now()
         if nic.address == claim.address:
             self._dataplane.pipeline.discovery.moved_out(claim.address, claim, now)
-            _told(self._dataplane.fastpath.moved_out, claim.address, now)
+            tell_kernel(self._dataplane.fastpath.moved_out, claim.address, now)
             self._dataplane.pipeline.decided.append(claim.address)
         self._forget(nic)
         self._dataplane.inject(now, [])
@@ -436,14 +422,6 @@ class Guests:
     def handover_of(self, nic: Nic, claim: Claim) -> Handover:
         """What the next host is to know."""
         return move_contents.handover_of(nic, claim, self._dataplane, self._enforcement)
-
-    def counters_of(self, nic: Nic) -> dict[str, int]:
-        """What the guest sent and received by this NIC, here and where it was before."""
-        return move_contents.counters_of(nic, self._dataplane)
-
-    def take_counters(self, nic: Nic, counters: dict[str, int]) -> None:
-        """The last that its former host says of it."""
-        nic.carried = counters
 
     def _claim(self, nic: Nic) -> None:
         """Take the address; the port passes traffic from here on."""
@@ -713,13 +691,6 @@ class Guests:
         """After a restart: clients that renew find their leases."""
         now = self._dataplane.now()
         leases.restore(self._registry, self._dataplane.pipeline.dhcp, self.all(), now)
-
-
-def _told(step: Callable[..., None], *arguments: object) -> None:
-    try:
-        step(*arguments)
-    except BpfError as error:
-        log.error("%s", error)
 
 
 def _quiet(nic: Nic) -> PortState:

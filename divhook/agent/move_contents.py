@@ -22,10 +22,10 @@ def handover_of(nic: Nic, claim: Claim, plane: Dataplane, enforcement: Enforceme
     """All of a NIC that the next host is to know ahead."""
     pipeline = plane.pipeline
     own = [c for c in pipeline.discovery.claims() if c.address != claim.address]
-    known = [entry.found.claim for entry in pipeline.discovery.neighbours if entry.found is not None]
+    known = [entry.found.claim for entry in pipeline.discovery.neighbours.newest() if entry.found is not None]
     cell = nic.placement.id.cell
     locate = pipeline.plan.locate
-    talkers = [c for c in [*own, *reversed(known)] if (place := locate(c.address)) is not None and place.cell == cell]
+    talkers = [c for c in [*own, *known] if (place := locate(c.address)) is not None and place.cell == cell]
     return Handover(
         claim,
         nic.guest,

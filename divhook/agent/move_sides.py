@@ -7,7 +7,7 @@ from divhook.agent.move_channel import Channel
 from divhook.agent.move_record import MoveRecord
 from divhook.agent.move_tap import TapWatch
 from divhook.agent.nic import Nic
-from divhook.core.addressing import Address, Mac
+from divhook.core.addressing import Mac
 from divhook.core.moves.destination import DestinationMove
 from divhook.core.moves.messages import Handover
 from divhook.core.moves.source import SourceMove
@@ -32,12 +32,6 @@ class Owner(Protocol):
     def leaving(self, nic: Nic, host: Mac | None) -> None:
         """A NIC is about to move to a host, which is ready for it; None: it stays."""
 
-    def forward(self, address: Address, host: Mac | None) -> None:
-        """What comes late for an endpoint that has moved to a host is sent on; None: no more."""
-
-    def came_from(self, address: Address, host: Mac | None) -> None:
-        """An endpoint of this host was on that one, which sends on what still comes there; None: no more."""
-
     def moved_out(self, nic: Nic, claim: Claim) -> None:
         """Another host holds it now."""
 
@@ -49,12 +43,6 @@ class Owner(Protocol):
 
     def handover_of(self, nic: Nic, claim: Claim) -> Handover:
         """What to say of it to the next host."""
-
-    def counters_of(self, nic: Nic) -> dict[str, int]:
-        """What it sent and received so far."""
-
-    def take_counters(self, nic: Nic, counters: dict[str, int]) -> None:
-        """The last that its former host says of it."""
 
     def flows_of(self, nic: Nic, within_s: float) -> list[bytes] | None:
         """Its connections that were seen within so long, as the other host takes them; None: not tracked here."""

@@ -16,13 +16,15 @@ from divhook.adapters.handover import Pinned, StrangerError
 from divhook.adapters.libvirt import EventKind, GuestEvent
 from divhook.adapters.tap_capture import TapSender, queue_length
 from divhook.adapters.tap_hold import qemu_pid
+from divhook.agent import move_contents
 from divhook.agent.dataplane import Dataplane
+from divhook.agent.forwarding import Forwarding
 from divhook.agent.move_channel import HANDSHAKE_S, Channel
 from divhook.agent.move_record import MoveRecord, records
 from divhook.agent.move_sides import Coming, Leaving, Owner
 from divhook.agent.move_tap import TapWatch
 from divhook.agent.nic import Key, Nic
-from divhook.core.addressing import Address, Mac, mac_text
+from divhook.core.addressing import Address, mac_text
 from divhook.core.endpoint import PORT_WIRE
 from divhook.core.keys import KeyRing
 from divhook.core.moves.asking import Asked, HostAddress, MoveQuestions
@@ -115,22 +117,11 @@ class Moves:
         self._server: asyncio.Server | None = None
         self._connections = 0
         self._loop = asyncio.get_running_loop()
+        self.forwarding = Forwarding(dataplane, self._is_leaving)
+        dataplane.fastpath.on_forwarded = self.forwarding.adopted
 
-    def adopted(self, address: Address, host: Mac) -> None:
-        """The agent before this one had what comes for an endpoint sent on: it is, for a while."""
-        self._plane.pipeline.moved[address] = host
-        self._loop.call_later(FORWARD_S, self._not_adopted, address, host)
-
-    def _comes_back(self, address: Address | None) -> None:
-        """Nothing is sent on from here any more, were it but by the word of the agent before this one."""
-        if address is not None and self._plane.pipeline.moved.pop(address, None) is not None:
-            self._owner.forward(address, None)
-
-    def _not_adopted(self, address: Address, host: Mac) -> None:
-        leaving = any(each.move.claim.address == address for each in self._leaving.values())
-        if not leaving and self._plane.pipeline.moved.get(address) == host:
-            del self._plane.pipeline.moved[address]
-            self._owner.forward(address, None)
+    def _is_leaving(self, address: Address) -> bool:
+        return any(each.move.claim.address == address for each in self._leaving.values())
 
     async def listen(self, address: HostAddress, port: int) -> None:
         """Take hand-overs at this address. Raises OSError."""
@@ -362,7 +353,7 @@ class Moves:
 
     def _say_counters(self, leaving: Leaving) -> None:
         if leaving.channel is not None and leaving.nic.port:
-            counters = {"counters": self._owner.counters_of(leaving.nic)}
+            counters = {"counters": move_contents.counters_of(leaving.nic, self._plane)}
             leaving.channel.send(emit(MoveMessage.COUNTERS, json.dumps(counters).encode()))
 
     def _send_flows(self, leaving: Leaving, changed: bool) -> None:
@@ -385,9 +376,7 @@ class Moves:
 
     def _forward(self, leaving: Leaving) -> None:
         """What late senders bring goes over the channel, and is there taken as if it had come from the wire."""
-        address, peer = leaving.move.claim.address, leaving.move.peer
-        self._plane.pipeline.moved[address] = peer
-        self._owner.forward(address, peer)
+        self.forwarding.begin(leaving.move.claim.address, leaving.move.peer)
 
     def late(self, packet: ToNewHost) -> None:
         """A late sender's packet for an endpoint that has moved away."""
@@ -422,8 +411,7 @@ class Moves:
             leaving.channel.close()
         if self._leaving.get(leaving.nic.key) is leaving:
             del self._leaving[leaving.nic.key]
-            if self._plane.pipeline.moved.pop(leaving.move.claim.address, None) is not None:
-                self._owner.forward(leaving.move.claim.address, None)
+            self.forwarding.end(leaving.move.claim.address)
 
     def leaves(self, nic: Nic) -> bool:
         """Whether the guest was paused to move away, or has moved: then its end here is no end."""
@@ -500,9 +488,9 @@ class Moves:
             log.warning("%s: came without a hand-over; what was sent to it during its pause is lost", nic)
         if not coming.flows:
             self._owner.pick_up(nic)
-        self._comes_back(nic.address)
+        self.forwarding.end(nic.address)
         if coming.record.peer is not None and nic.address is not None:
-            self._owner.came_from(nic.address, coming.record.peer)
+            self.forwarding.came_from(nic.address, coming.record.peer)
         coming.move.step(DestinationEvent.RUNS)
         if coming.channel is not None and coming.announced is not None:
             coming.channel.send(emit(MoveMessage.ACTIVE, json.dumps(claim_to_json(coming.announced)).encode()))
@@ -593,7 +581,7 @@ class Moves:
             if coming.announced is None and coming.nic.port:
                 self._owner.resumed(coming.nic.guest_uuid)
         elif kind is MoveMessage.COUNTERS:
-            self._owner.take_counters(coming.nic, counters_untrusted(body))
+            coming.nic.carried = counters_untrusted(body)
         elif kind is MoveMessage.ABANDONED:
             coming.record.note("the source gave it up")
         elif kind is MoveMessage.NOTES:
@@ -612,7 +600,7 @@ class Moves:
         coming.record.note("handed over")
         self._questions.answered(handover.claim.guest_id)
         self._owner.handed_over(coming.nic, handover)
-        self._comes_back(handover.claim.address)
+        self.forwarding.end(handover.claim.address)
         coming.record.address = coming.nic.address
         coming.move.step(DestinationEvent.HANDED)
         if coming.nic.port:
@@ -652,7 +640,7 @@ class Moves:
     def _close_destination(self, coming: Coming) -> None:
         self._coming_state(coming)
         if coming.announced is not None and self._coming.get(coming.nic.key) in (None, coming):
-            self._owner.came_from(coming.announced.address, None)
+            self.forwarding.came_from(coming.announced.address, None)
         if coming.channel is not None:
             coming.channel.close()
         if coming.sender is not None:

@@ -165,12 +165,12 @@ class Ports:
         """Forget the port everywhere. What the kernel refuses is told, and tried again by `keep_true`."""
         self._dataplane.pipeline.ports.remove(nic.port)
         self._dataplane.pipeline.forget_port(nic.port)
-        _told(self._dataplane.shared.sync)
+        tell_kernel(self._dataplane.shared.sync)
         self._dataplane.forget_port(nic.port)
         self._take_off(nic.ifindex, nic.port)
         self._policed.pop(nic.port, None)
         if self._enforcement is not None:
-            _told(self._enforcement.leave, nic.port)
+            tell_kernel(self._enforcement.leave, nic.port)
 
     def keep_true(self, nics: Iterable[Nic]) -> None:
         """Bring the kernel back to what the core has: ports of these NICs, programs on their taps, and no others."""
@@ -183,13 +183,13 @@ class Ports:
             entry = self._entry(nic, endpoint.state)
             if ports.get(ifindex) != entry:
                 log.warning("%s: its port was not what it must be: set again", nic)
-                _told(self._programs.set_port, ifindex, entry)
+                tell_kernel(self._programs.set_port, ifindex, entry)
             if attached.get(ifindex) != FROM_GUEST:
                 log.warning("%s: the program was missing on %s: attached again", nic, nic.ifname)
-                _told(self._programs.attach_port, ifindex)
-        _told(self._dataplane.fastpath.keep_true)
-        _told(self._dataplane.shared.keep_true)
-        _told(self._dataplane.group_lists.keep_true)
+                tell_kernel(self._programs.attach_port, ifindex)
+        tell_kernel(self._dataplane.fastpath.keep_true)
+        tell_kernel(self._dataplane.shared.keep_true)
+        tell_kernel(self._dataplane.group_lists.keep_true)
         for ifindex in ports.keys() - wanted.keys():
             self._take_off(ifindex, ports[ifindex].port_id)
 
@@ -204,16 +204,17 @@ class Ports:
             there = ports.get(nic.ifindex)
             changed = (facts.mtu, facts.translated) != (endpoint.mtu, endpoint.translated)
             if changed or (there is not None and there.group_rate != self._group_rate(nic)):
-                _told(self.put, nic, endpoint.state)
+                tell_kernel(self.put, nic, endpoint.state)
 
     def _take_off(self, ifindex: int, port: int) -> None:
-        _told(self._dataplane.fastpath.remove_local, port)
-        _told(self._programs.detach_port, ifindex)
-        _told(self._programs.remove_port, ifindex)
-        _told(self._programs.forget_port_counters, port)
+        tell_kernel(self._dataplane.fastpath.remove_local, port)
+        tell_kernel(self._programs.detach_port, ifindex)
+        tell_kernel(self._programs.remove_port, ifindex)
+        tell_kernel(self._programs.forget_port_counters, port)
 
 
-def _told(step: Callable[..., None], *arguments: object) -> None:
+def tell_kernel(step: Callable[..., None], *arguments: object) -> None:
+    """One step that may fail alone: the log has why, and keep_true tries again."""
     try:
         step(*arguments)
     except BpfError as error:

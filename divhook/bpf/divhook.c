@@ -126,12 +126,7 @@ static __always_inline int guest_ipv4(struct __sk_buff *skb, const struct host_c
 static __always_inline int answer_arp(struct __sk_buff *skb, const struct host_config *host, const struct port *port,
 				      const struct arp *request)
 {
-	struct {
-		struct ethernet ethernet;
-		struct arp arp;
-	} __attribute__((packed)) reply;
 	struct mac mac;
-	__u32 bytes = skb->len;
 
 	if (request->op_be != bpf_htons(ARP_REQUEST) || !port->address_be || request->tpa_be == port->address_be ||
 	    request->tpa_be == request->spa_be ||
@@ -149,20 +144,7 @@ static __always_inline int answer_arp(struct __sk_buff *skb, const struct host_c
 			endpoint_used(endpoint);
 		mac = endpoint->vmac;
 	}
-	reply.ethernet.destination = port->vmac;
-	reply.ethernet.source = mac;
-	reply.ethernet.type_be = bpf_htons(TYPE_ARP);
-	reply.arp = *request;
-	reply.arp.op_be = bpf_htons(ARP_REPLY);
-	reply.arp.sha = mac;
-	reply.arp.spa_be = request->tpa_be;
-	reply.arp.tha = port->vmac;
-	reply.arp.tpa_be = request->spa_be;
-	if ((bytes != sizeof(reply) && bpf_skb_change_tail(skb, sizeof(reply), 0)) ||
-	    bpf_skb_store_bytes(skb, 0, &reply, sizeof(reply), 0))
-		return drop(skb, port->port_id, INTERNAL_ERROR);
-	count_ended(port->port_id, CONSUMED, bytes);
-	return redirect(skb, skb->ifindex);
+	return arp_answer(skb, port->port_id, request, &mac, skb->ifindex); /* sha is vmac: guest_arp */
 }
 
 /* Not inlined: its stack would be from_guest's own, and so on top of flow_step's. Linux 6.1 has 512 bytes for all. */

@@ -13,12 +13,12 @@ The host is a router between the two: TTL-1 each way, and the ICMP errors of the
 Default deny: without a policy that permits, no packet goes out or in, and no ARP is answered.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from divhook.core.addressing import Address, AddressPlan, Mac
 from divhook.core.discovery.events import Outcome
-from divhook.core.endpoint import PORT_WIRE, Endpoint, PortState, PortTable
+from divhook.core.endpoint import PORT_WIRE, Endpoint, PortTable
 from divhook.core.external import ExternalEvent, ExternalFound, Externals, ExternalSilent, Way
 from divhook.core.guard import Guard, Unsure
 from divhook.core.nat import Nat
@@ -27,7 +27,7 @@ from divhook.core.reasons import DropReason
 from divhook.core.router import Router
 from divhook.core.wire.arp import ARP_REQUEST, Arp, parse_arp_untrusted, reply_frame
 from divhook.core.wire.errors import WireError
-from divhook.core.wire.ethernet import ETH_HEADER, ZERO_MAC, is_group
+from divhook.core.wire.ethernet import ETH_HEADER, ZERO_MAC, ipv4_frame, is_group
 from divhook.core.wire.ipv4 import Header, decrement_ttl, fragment, header_untrusted
 
 
@@ -47,7 +47,6 @@ class HeldTranslated:
 
     packet: bytes
     pieces: tuple[bytes, ...]
-    destination: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +93,12 @@ class Border:
 
     def _is_here(self, address: Address) -> bool:
         """Whether it is a guest's or NAT's at this host."""
-        local = self._ports.at(address)
-        return self.translates(address) or (local is not None and local.state is PortState.ACTIVE)
+        return self.translates(address) or not isinstance(self._ports.active_at(address), DropReason)
 
     def announce(self, address: Address, now: float) -> None:
         """A claim of this host's own is new: externals that may reach the guest learn where it is now."""
-        local = self._ports.at(address)
-        if local is None or local.state is not PortState.ACTIVE or local.translated:
+        local = self._ports.active_at(address)
+        if isinstance(local, DropReason) or local.translated:
             return
         if self._guard.policies.port(local) is not None:
             self.externals.announce(address, now)
@@ -143,11 +141,14 @@ class Border:
 
     def _emit(self, held: HeldOut, mac: Mac, out: list[Output]) -> None:
         if not held.sender.translated:
-            out.extend(ToWire(_ipv4_frame(mac, self._pmac, piece)) for piece in held.pieces)
+            self._to_wire(mac, held.pieces, out)
         elif self.nat is not None:
-            out.extend(ToNat(_ipv4_frame(self.nat.mac, self._pmac, piece)) for piece in held.pieces)
+            out.extend(ToNat(ipv4_frame(self.nat.mac, self._pmac, piece)) for piece in held.pieces)
         else:
             out.append(_held_drop(held, DropReason.NAT_UNTRANSLATED))
+
+    def _to_wire(self, mac: Mac, pieces: Iterable[bytes], out: list[Output]) -> None:
+        out.extend(ToWire(ipv4_frame(mac, self._pmac, piece)) for piece in pieces)
 
     def _tell_unreachable(self, held: HeldOut, now: float, out: list[Output]) -> DropReason | None:
         header = header_untrusted(held.packet)
@@ -159,11 +160,9 @@ class Border:
         """A packet from an external address, in a frame from `mac` to the host. None: delivered, or held."""
         if self.externals.map.get(header.source) is None:
             return DropReason.EXTERNAL_UNSUPPORTED
-        local = self._ports.at(header.destination)
-        if local is None:
-            return DropReason.NOT_LOCAL
-        if local.state is not PortState.ACTIVE:
-            return DropReason.PORT_NOT_ACTIVE
+        local = self._ports.active_at(header.destination)
+        if isinstance(local, DropReason):
+            return local
         if local.translated:
             return DropReason.NAT_UNTRANSLATED
         verdict = self.externals.check_source(header.source, mac, now, HeldIn(mac, packet))
@@ -183,12 +182,16 @@ class Border:
         if header.total_length > local.mtu and header.dont_fragment:
             told = self._router.tell_external(local, header, packet, mac, self._pmac, now, out, mtu=local.mtu)
             return told or DropReason.FRAGMENTATION_NEEDED
-        speaker = self.externals.speaker(header.source, mac)
-        if speaker is not None:
-            self.decided.append(speaker)
+        self._spoke(header.source, mac)
         for piece in fragment(decrement_ttl(packet), local.mtu):
             out.append(self._router.to_guest(local, piece))
         return None
+
+    def _spoke(self, source: Address, mac: Mac) -> None:
+        """A packet of an external goes on: who has sent it is in use."""
+        speaker = self.externals.speaker(source, mac)
+        if speaker is not None:
+            self.decided.append(speaker)
 
     # ------------------------------------------------------------------ NAT
 
@@ -208,10 +211,8 @@ class Border:
     def _into_nat(self, mac: Mac, header: Header, packet: bytes, out: list[Output]) -> DropReason | None:
         if self.nat is None or not self.nat.owns(header.destination):
             return DropReason.NOT_LOCAL
-        speaker = self.externals.speaker(header.source, mac)
-        if speaker is not None:
-            self.decided.append(speaker)
-        out.append(ToNat(_ipv4_frame(self.nat.mac, self._pmac, packet)))
+        self._spoke(header.source, mac)
+        out.append(ToNat(ipv4_frame(self.nat.mac, self._pmac, packet)))
         return None
 
     def from_nat(self, header: Header, packet: bytes, now: float, out: list[Output]) -> DropReason | None:
@@ -223,20 +224,18 @@ class Border:
         way = self.externals.way(header, packet, header.destination)
         if way is None:
             return DropReason.EXTERNAL_UNSUPPORTED
-        held = HeldTranslated(packet, tuple(fragment(packet, way.mtu)), header.destination)
+        held = HeldTranslated(packet, tuple(fragment(packet, way.mtu)))
         answer = self.externals.resolve(way.next_hop, PORT_WIRE, now, held)
         if not isinstance(answer, bytes):
             return answer
         self.decided.append(way.next_hop)
-        out.extend(ToWire(_ipv4_frame(answer, self._pmac, piece)) for piece in held.pieces)
+        self._to_wire(answer, held.pieces, out)
         return None
 
     def _translated_to_guest(self, header: Header, packet: bytes, now: float, out: list[Output]) -> DropReason | None:
-        local = self._ports.at(header.destination)
-        if local is None:
-            return DropReason.NOT_LOCAL
-        if local.state is not PortState.ACTIVE:
-            return DropReason.PORT_NOT_ACTIVE
+        local = self._ports.active_at(header.destination)
+        if isinstance(local, DropReason):
+            return local
         refused = self._refuses(local, header, packet, False, now)
         if refused is not None:
             return refused
@@ -297,8 +296,8 @@ class Border:
         if self._plan.contains(arp.tpa):
             if arp.operation != ARP_REQUEST:
                 return DropReason.UNKNOWN_HOST
-            local = self._ports.at(arp.tpa)
-            if local is not None and local.state is PortState.ACTIVE:
+            local = self._ports.active_at(arp.tpa)
+            if not isinstance(local, DropReason):
                 answer = not local.translated and self._guard.policies.may_reach(local, arp.spa)
                 refused = not answer
         reason = self.externals.receive_untrusted(arp, source, answer, now)
@@ -331,7 +330,7 @@ class Border:
                 self._emit(held, mac, out)
             return
         if isinstance(held, HeldTranslated):
-            out.extend(ToWire(_ipv4_frame(mac, self._pmac, piece)) for piece in held.pieces)
+            self._to_wire(mac, held.pieces, out)
             return
         assert isinstance(held, HeldIn)
         self._again(held, now, out)
@@ -370,7 +369,3 @@ class Border:
 def _held_drop(held: HeldOut, reason: DropReason) -> Drop:
     port = PORT_WIRE if reason is DropReason.PORT_UNKNOWN else held.sender.port
     return Drop(reason, port, held.packet)
-
-
-def _ipv4_frame(destination: Mac, source: Mac, packet: bytes) -> bytes:
-    return destination + source + b"\x08\x00" + packet

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from divhook.core.addressing import Address, Mac, SubnetId
+from divhook.core.reasons import DropReason
 
 PORT_WIRE = 0
 """Port id that stands for the uplink in marks."""
@@ -125,6 +126,13 @@ class PortTable:
             return own
         holder = self._by_port.get(self._holder[address])
         return holder if holder is not None and address in holder.held else None
+
+    def active_at(self, address: Address) -> Endpoint | DropReason:
+        """The same where its port is active, or why a packet for the address goes to none."""
+        local = self.at(address)
+        if local is None:
+            return DropReason.NOT_LOCAL
+        return local if local.state is PortState.ACTIVE else DropReason.PORT_NOT_ACTIVE
 
     def hold(self, address: Address, port: int | None) -> None:
         """An address that moves between endpoints is this port's from now on, or no port's of this host."""

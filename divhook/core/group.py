@@ -44,6 +44,7 @@ from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Topology
 from divhook.core.verdict import Relation
+from divhook.core.wire.ethernet import ipv4_frame
 from divhook.core.wire.ipv4 import Header, Protocol, decrement_ttl, fragment
 
 LOCAL_SCOPE = b"\xef\xff"
@@ -101,7 +102,7 @@ class Groups:
         if self._guard.check_group(endpoint, header, packet, True, endpoint.identity, Relation.SUBNET) is not None:
             return DropReason.POLICY_DENIED
         target = cell_group_mac(endpoint.subnet.cell) if routed else group_mac(endpoint.subnet)
-        out.append(ToWire(target + self._pmac + b"\x08\x00" + packet))
+        out.append(ToWire(ipv4_frame(target, self._pmac, packet)))
         return None
 
     def _let_through(
@@ -219,4 +220,4 @@ def _reason(verdict: DropReason | Unsure) -> DropReason:
 
 
 def _copy(receiver: Endpoint, header: Header, source: Mac, packet: bytes) -> ToGuest:
-    return ToGuest(receiver.port, link_destination(header.destination) + source + b"\x08\x00" + packet)
+    return ToGuest(receiver.port, ipv4_frame(link_destination(header.destination), source, packet))

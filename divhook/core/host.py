@@ -10,7 +10,7 @@ it. What the host would only forward, from whomever, is no packet of the host.
 """
 
 from divhook.core import validate
-from divhook.core.endpoint import Endpoint, PortState, PortTable
+from divhook.core.endpoint import Endpoint, PortTable
 from divhook.core.external import Externals
 from divhook.core.guard import Guard
 from divhook.core.outputs import Output, ToHost
@@ -48,11 +48,9 @@ class HostDoor:
             return DropReason.HOST_FORWARDED
         if validate.touches_dhcp(validate.udp_ports(header, packet)):
             return DropReason.ROGUE_DHCP
-        local = self._ports.at(header.destination)
-        if local is None:
-            return DropReason.NOT_LOCAL
-        if local.state is not PortState.ACTIVE:
-            return DropReason.PORT_NOT_ACTIVE
+        local = self._ports.active_at(header.destination)
+        if isinstance(local, DropReason):
+            return local
         if self._guard.policies.port(local) is None:
             return DropReason.POLICY_DENIED
         if header.total_length > local.mtu:

@@ -18,6 +18,7 @@ from divhook.core.discovery.timers import Timers
 from divhook.core.endpoint import Endpoint, PortState, PortTable
 from divhook.core.outputs import Output, ToGuest
 from divhook.core.reasons import DropReason
+from divhook.core.wire.ethernet import ipv4_frame
 from divhook.core.wire.igmp import ROUTER_ALERT, parse_igmp_untrusted, query
 from divhook.core.wire.ipv4 import Header, Ipv4, Protocol
 
@@ -179,7 +180,7 @@ class Memberships:
             dscp_ecn=0xC0,
             options=ROUTER_ALERT,
         ).emit()
-        frame = link_address(destination) + rmac(known.subnet) + b"\x08\x00" + packet
+        frame = ipv4_frame(link_address(destination), rmac(known.subnet), packet)
         self._out.append(ToGuest(port, frame))
 
     # ------------------------------------------------------------------ time

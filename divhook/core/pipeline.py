@@ -14,7 +14,7 @@ is sent only for a sender that is still there and still active: a port id may be
     routed    TTL-1 at the sending host: one visible hop, wherever the guests are
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from divhook.core import validate
@@ -47,8 +47,9 @@ from divhook.core.group import Groups
 from divhook.core.guard import Guard, Unsure
 from divhook.core.host import HostDoor
 from divhook.core.identities import IdentityExchange, IdentityLearned, IdentityMissing
+from divhook.core.late import LatePackets
 from divhook.core.nat import Share
-from divhook.core.outputs import Drop, Output, ToGuest, ToNewHost, ToWire
+from divhook.core.outputs import Drop, Output, ToGuest, ToWire
 from divhook.core.reasons import DropReason
 from divhook.core.router import Router, SubnetFacts, Topology
 from divhook.core.shared import SharedAddresses, may_be_shared
@@ -57,7 +58,7 @@ from divhook.core.verdict import NoPolicies, Policies
 from divhook.core.wire.arp import ARP_REPLY, ARP_REQUEST, Arp, parse_arp_untrusted
 from divhook.core.wire.discovery import Claim, is_discovery
 from divhook.core.wire.errors import WireError
-from divhook.core.wire.ethernet import ETH_HEADER, ETHERTYPE_ARP, ETHERTYPE_RARP, Ethernet
+from divhook.core.wire.ethernet import ETH_HEADER, ETHERTYPE_ARP, ETHERTYPE_RARP, Ethernet, ipv4_frame
 from divhook.core.wire.ipv4 import Header, decrement_ttl, fragment, header_untrusted
 
 
@@ -119,8 +120,8 @@ class Pipeline:
         self.pending_events: list[Event] = []
         self.decided: list[Address] = []  # neighbours that a frame has just been delivered to or from, or told of
         self.hostnames: dict[int, str] = {}
-        self.former: dict[Address, Mac] = {}  # endpoints here that came with a hand-over, and wherefrom
-        self.moved: dict[Address, Mac] = {}  # endpoints that have moved away with a hand-over, and whereto
+        self.late = LatePackets(plan, pmac, topology, discovery, self._holder, self._heard)
+        self.former, self.moved = self.late.former, self.late.moved
 
     # ------------------------------------------------------------------ from_guest
 
@@ -141,18 +142,10 @@ class Pipeline:
 
     def from_guest_ipv4(self, port: int, packet: bytes, group: bool, now: float) -> list[Output]:
         """An IPv4 packet that a guest sent; group: its frame went to a group MAC."""
-        out: list[Output] = []
         endpoint = self.ports.port(port)
         if endpoint is None:
-            reason: DropReason | None = DropReason.PORT_UNKNOWN
-        else:
-            try:
-                reason = self._guest_ipv4(endpoint, packet, group, now, out)
-            except WireError as error:
-                reason = error.reason
-        if reason is not None:
-            out.append(Drop(reason, port, packet))
-        return out
+            return [Drop(DropReason.PORT_UNKNOWN, port, packet)]
+        return _ended(packet, lambda out: self._guest_ipv4(endpoint, packet, group, now, out), port)
 
     def _guest_ipv4(
         self, endpoint: Endpoint, packet: bytes, group: bool, now: float, out: list[Output]
@@ -259,7 +252,7 @@ class Pipeline:
             if denied is not None:
                 return denied
             source = rmac(target) if routed else endpoint.vmac
-            out.extend(ToGuest(local.port, _ipv4_frame(local.vmac, source, piece)) for piece in pieces)
+            out.extend(ToGuest(local.port, ipv4_frame(local.vmac, source, piece)) for piece in pieces)
             return None
         held = HeldPacket(endpoint, original, tuple(pieces), destination, routed)
         return self._resolve(endpoint, destination, held, now, out)
@@ -313,15 +306,8 @@ class Pipeline:
 
     def from_guest_arp(self, port: int, payload: bytes, now: float) -> list[Output]:
         """The payload of an ARP frame that a guest sent. All of them end here: answered, or dropped."""
-        out: list[Output] = []
         endpoint = self.ports.port(port)
-        try:
-            reason = self._guest_arp(endpoint, parse_arp_untrusted(payload), now, out)
-        except WireError as error:
-            reason = error.reason
-        if reason is not None:
-            out.append(Drop(reason, port, payload))
-        return out
+        return _ended(payload, lambda out: self._guest_arp(endpoint, parse_arp_untrusted(payload), now, out), port)
 
     def _guest_arp(self, endpoint: Endpoint | None, arp: Arp, now: float, out: list[Output]) -> DropReason | None:
         if endpoint is None:
@@ -373,14 +359,7 @@ class Pipeline:
 
     def from_wire_ipv4(self, host: Mac, packet: bytes, group: bool, now: float) -> list[Output]:
         """An IPv4 packet from the uplink, sent by the pmac `host`; group: its frame went to a group MAC."""
-        out: list[Output] = []
-        try:
-            reason = self._wire_ipv4(host, packet, group, now, out)
-        except WireError as error:
-            reason = error.reason
-        if reason is not None:
-            out.append(Drop(reason, PORT_WIRE, packet))
-        return out
+        return _ended(packet, lambda out: self._wire_ipv4(host, packet, group, now, out))
 
     def _wire_ipv4(self, host: Mac, packet: bytes, group: bool, now: float, out: list[Output]) -> DropReason | None:
         header = header_untrusted(packet)
@@ -402,57 +381,20 @@ class Pipeline:
         if local is None or local.state is PortState.FENCED:
             self.discovery.not_held(host, header.destination, now)  # refers the sender to the owner, where one is known
         if local is None:
-            return self._late(host, header, packet, now, out)
+            return self.late.from_wire(host, header, packet, now, out)
         if source.cell != local.subnet.cell and self.policies.port(local) is None:
             return DropReason.CELL_DENIED
         if local.state is not PortState.ACTIVE:
             return DropReason.PORT_NOT_ACTIVE
         if host == self.pmac:
             return DropReason.UNKNOWN_HOST  # forged, or a loop in the fabric: not ourselves to be challenged
-        sent_on = self._sent_on(host, header)
+        sent_on = self.late.sender(host, header)
         if sent_on is not None:
             return self._wire_to_guest(host, local, header, packet, now, out, sent_on)
         verdict = self.discovery.check_source(host, header.source, header.destination, now, HeldWire(host, packet))
         if verdict is Outcome.DELIVER:
             return self._wire_to_guest(host, local, header, packet, now, out)
         return verdict if isinstance(verdict, DropReason) else None
-
-    def _late(self, host: Mac, header: Header, packet: bytes, now: float, out: list[Output]) -> DropReason | None:
-        """For nobody here; but for one that has moved away, its new host has the packet from us, and checks it."""
-        there = self.moved.get(header.destination)
-        if there is None:
-            return DropReason.NOT_LOCAL
-        if host == self.pmac:
-            return DropReason.MOVE_RETURNS
-        if host != there and self._may_send_on(host, header, there, now):
-            self._heard(header.source)
-            out.append(ToWire(_ipv4_frame(there, self.pmac, packet)))
-            return None
-        out.append(ToNewHost(header.destination, host, packet))
-        return None
-
-    def _sent_on(self, host: Mac, header: Header) -> Claim | None:
-        """The sender's claim, where the receiver's former host has sent a packet on: that has checked who sent it."""
-        if self.former.get(header.destination) != host or self._holder(header.source) is not None:
-            return None
-        entry = self.discovery.neighbours.get(header.source)
-        found = entry.found if entry is not None else None
-        return found.claim if found is not None and found.claim.host != host else None
-
-    def _may_send_on(self, host: Mac, header: Header, there: Mac, now: float) -> bool:
-        """Whether the new host is to take a late packet as it is, by our word: from where its sender is known to be."""
-        sender, moved = (self.discovery.neighbours.get(a) for a in (header.source, header.destination))
-        source, target = self.plan.locate(header.source), self.plan.locate(header.destination)
-        facts = self.topology.get(target) if target is not None else None
-        if sender is None or moved is None or moved.found is None or source is None or target is None or facts is None:
-            return False
-        return (
-            moved.found.claim.host == there
-            and source.cell == target.cell
-            and self._holder(header.source) is None
-            and sender.speaks_from(host, now)
-            and header.total_length <= facts.mtu
-        )
 
     def from_former(self, host: Mac, packet: bytes, now: float) -> list[Output]:
         """A late sender's packet, from the host that an endpoint has left; `host` sent it there.
@@ -461,12 +403,7 @@ class Pipeline:
         """
         if host != self.pmac:
             return self.from_wire_ipv4(host, packet, False, now)
-        out: list[Output] = []
-        try:
-            reason = self._late_here(packet, now, out)
-        except WireError as error:
-            reason = error.reason
-        return [Drop(reason, PORT_WIRE, packet)] if reason is not None else out
+        return _ended(packet, lambda out: self._late_here(packet, now, out))
 
     def _late_here(self, packet: bytes, now: float, out: list[Output]) -> DropReason | None:
         """Sent while the receiver was elsewhere; by now both are here. Its TTL was decremented then."""
@@ -480,7 +417,7 @@ class Pipeline:
         if denied is not None:
             return denied
         source = sender.vmac if sender.subnet == local.subnet else rmac(local.subnet)
-        out.append(ToGuest(local.port, _ipv4_frame(local.vmac, source, packet[: header.total_length])))
+        out.append(ToGuest(local.port, ipv4_frame(local.vmac, source, packet[: header.total_length])))
         return None
 
     def _wire_group(
@@ -552,7 +489,7 @@ class Pipeline:
             return verdict
         same = self.plan.locate(header.source) == local.subnet
         source = claim.vmac if same else rmac(local.subnet)
-        out.append(ToGuest(local.port, _ipv4_frame(local.vmac, source, packet)))
+        out.append(ToGuest(local.port, ipv4_frame(local.vmac, source, packet)))
         return None
 
     def _want(self, unsure: Unsure, held: HeldPacket | HeldWire, now: float) -> DropReason | None:
@@ -564,14 +501,7 @@ class Pipeline:
 
     def from_host(self, packet: bytes, now: float) -> list[Output]:
         """An IPv4 packet that the host's own stack sends to a guest."""
-        out: list[Output] = []
-        try:
-            reason = self.host.from_host(packet, now, out)
-        except WireError as error:
-            reason = error.reason
-        if reason is not None:
-            out.append(Drop(reason, PORT_WIRE, packet))
-        return out
+        return _ended(packet, lambda out: self.host.from_host(packet, now, out))
 
     def from_wire_arp(self, frame: bytes, now: float) -> list[Output]:
         """A whole plain ARP frame that the programs have handed on: it is about an external."""
@@ -581,15 +511,12 @@ class Pipeline:
 
     def from_nat_ipv4(self, packet: bytes, now: float) -> list[Output]:
         """An IPv4 packet that the namespace with source NAT gives out."""
-        out: list[Output] = []
-        try:
+
+        def decide(out: list[Output]) -> DropReason | None:
             header = header_untrusted(packet)
-            reason = self.border.from_nat(header, packet[: header.total_length], now, out)
-        except WireError as error:
-            reason = error.reason
-        if reason is not None:
-            out.append(Drop(reason, PORT_WIRE, packet))
-        return out
+            return self.border.from_nat(header, packet[: header.total_length], now, out)
+
+        return _ended(packet, decide)
 
     # ------------------------------------------------------------------ what discovery decided later
 
@@ -714,7 +641,7 @@ class Pipeline:
                 out.append(_held_drop(held, reason))
             if verdict is not None:
                 return
-            out.extend(ToWire(_ipv4_frame(claim.host, self.pmac, piece)) for piece in held.pieces)
+            out.extend(ToWire(ipv4_frame(claim.host, self.pmac, piece)) for piece in held.pieces)
         else:  # it started here while the packet waited
             local = self.ports.at(held.destination)
             if local is None or local.state is not PortState.ACTIVE:
@@ -725,7 +652,7 @@ class Pipeline:
                 out.append(_held_drop(held, denied))
                 return
             source = rmac(local.subnet) if held.routed else held.sender.vmac
-            out.extend(ToGuest(local.port, _ipv4_frame(local.vmac, source, piece)) for piece in held.pieces)
+            out.extend(ToGuest(local.port, ipv4_frame(local.vmac, source, piece)) for piece in held.pieces)
 
     def _gone(self, held: HeldPacket | HeldArp) -> DropReason | None:
         return self._sender_gone(held.sender)
@@ -743,13 +670,21 @@ class Pipeline:
         return self.router.host_unreachable(held.sender, header_untrusted(held.packet), held.packet, now, out)
 
 
+def _ended(packet: bytes, decide: Callable[[list[Output]], DropReason | None], port: int = PORT_WIRE) -> list[Output]:
+    """What becomes of a packet: what was decided, and a drop where there is a reason for it."""
+    out: list[Output] = []
+    try:
+        reason = decide(out)
+    except WireError as error:
+        reason = error.reason
+    if reason is not None:
+        out.append(Drop(reason, port, packet))
+    return out
+
+
 def _held_drop(held: HeldPacket | HeldArp, reason: DropReason) -> Drop:
     port = PORT_WIRE if reason is DropReason.PORT_UNKNOWN else held.sender.port
     return Drop(reason, port, held.packet if isinstance(held, HeldPacket) else held.request.emit())
-
-
-def _ipv4_frame(destination: Mac, source: Mac, packet: bytes) -> bytes:
-    return destination + source + b"\x08\x00" + packet
 
 
 def _arp_answer(endpoint: Endpoint, request: Arp, mac: Mac) -> ToGuest:

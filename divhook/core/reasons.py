@@ -90,9 +90,7 @@ class DropReason(IntEnum):
     MOVE_COPY_OVERFLOW = 106  # for a guest that was paused to move: no room among the copies that wait for its host
     MOVE_DOUBTFUL = 107  # came just before the pause: whether QEMU gave it to the guest can't be told
     MOVE_NOT_HANDED_OVER = 108  # for a guest that was paused to move, and its new host's agent could not be reached
-    MOVE_RETURNS = (
-        109  # for a guest that has moved away, by way of its former host: sent on once more, it could go round
-    )
+    MOVE_RETURNS = 109  # for a guest that has moved away, by way of its former host: sent on, it could go round
     MOVE_QUEUE_FULL = 110  # the tap of a guest that comes in takes no more before the guest runs
 
 

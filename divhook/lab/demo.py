@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from divhook.core.addressing import AddressPlan, group_mac, parse_mac
+from divhook.core.addressing import AddressPlan, group_mac, parse_address, parse_mac
 from divhook.lab.cli import interrupt_on_sigterm
 from divhook.lab.errors import LabError
 from divhook.lab.guest import GuestSpec, LabGuest, Nic
@@ -328,7 +328,7 @@ class Demo:
         self.guests["web2"].exec("killall socat")
 
     def _web_group(self) -> bytes:
-        subnet = self.plan.locate(bytes(map(int, self.addresses["web1"].split("."))))
+        subnet = self.plan.locate(parse_address(self.addresses["web1"]))
         assert subnet is not None
         return group_mac(subnet)
 

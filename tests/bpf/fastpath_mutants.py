@@ -86,6 +86,10 @@ def host(old: str, new: str) -> Mutant:
     return Mutant("lib/host.h", old, new, "int forward_to_host(")
 
 
+def answer(old: str, new: str) -> Mutant:
+    return Mutant(FORWARD, old, new, "int arp_answer(")
+
+
 def arp(old: str, new: str) -> Mutant:
     return Mutant(PROGRAMS, old, new, "int answer_arp(")
 
@@ -163,7 +167,7 @@ MUTANTS = {
     "any host may send late": Mutant(FORWARD, "!speaks_from(sender, source) ||", "", "int send_on("),
     "what comes late goes back": Mutant(FORWARD, "mac_equal(source, &there->host) ||", "", "int send_on("),
     "a late packet keeps its source MAC": Mutant(
-        FORWARD, "mac_copy(&start->ethernet.source, &host->pmac);", "", "int send_on("
+        FORWARD, "mac_copy(&start->ethernet.source, &host->pmac);", "", "int to_uplink("
     ),
     "another cell sends late": Mutant(
         FORWARD, "!same_cell(host, packet->source_be, packet->destination_be) ||", "", "int send_on("
@@ -282,7 +286,9 @@ MUTANTS = {
     "TTL 1 comes in": inward("packet->ttl <= 1", "packet->ttl < 1"),
     "no MTU on the way in": inward("!fits(skb, packet, local->mtu, &packets)", "!fits(skb, packet, 65535, &packets)"),
     "a server that sends is not heard": inward("endpoint_heard(sender);", "endpoint_used(sender);"),
-    "a server's own MAC in a subnet": inward("router_mac(host, packet->destination_be, &start->ethernet.source);", ";"),
+    "a server's own MAC in a subnet": Mutant(
+        FORWARD, "router_mac(host, address_be, &start->ethernet.source);", ";", "int from_router("
+    ),
     "from outside, the policy is not asked": inward("if (verdict != PASSES)", "if (false)"),
     "rules for outside open the host": Mutant(
         ENFORCE, "is_host(remote_be) ? POLICY_HOST : POLICY_EXTERNAL", "POLICY_EXTERNAL"
@@ -298,15 +304,13 @@ MUTANTS = {
     "ARP across subnets": arp("!same_subnet(host, request->tpa_be, port->address_be)", "false"),
     "ARP for a fenced guest": arp("|| endpoint->kind == ENDPOINT_FENCED", ""),
     "use by ARP is not noted": arp("endpoint_used(endpoint);", ";"),
-    "a longer ARP reply": arp("bpf_skb_change_tail(skb, sizeof(reply), 0)", "false"),
-    "an ARP request as reply": arp("reply.arp.op_be = bpf_htons(ARP_REPLY);", ""),
-    "ARP from the wrong MAC": arp("reply.ethernet.source = mac;", "reply.ethernet.source = host->divbr_mac;"),
-    "ARP tells the asker's MAC": arp("reply.arp.sha = mac;", "reply.arp.sha = port->vmac;"),
-    "ARP keeps tha": arp("reply.arp.tha = port->vmac;", ""),
-    "ARP keeps spa": arp("reply.arp.spa_be = request->tpa_be;", ""),
-    "ARP counts the reply": arp(
-        "count_ended(port->port_id, CONSUMED, bytes)", "count_ended(port->port_id, CONSUMED, skb->len)"
-    ),
+    "a longer ARP reply": answer("bpf_skb_change_tail(skb, sizeof(reply), 0)", "false"),
+    "an ARP request as reply": answer("reply.arp.op_be = bpf_htons(ARP_REPLY);", ""),
+    "ARP from the wrong MAC": answer("reply.ethernet.source = *mac;", "reply.ethernet.source = request->sha;"),
+    "ARP tells the asker's MAC": answer("reply.arp.sha = *mac;", ""),
+    "ARP keeps tha": answer("reply.arp.tha = request->sha;", ""),
+    "ARP keeps spa": answer("reply.arp.spa_be = request->tpa_be;", ""),
+    "ARP counts the reply": answer("count_ended(port_id, CONSUMED, bytes)", "count_ended(port_id, CONSUMED, skb->len)"),
     "ARP of a tentative port": Mutant(
         PROGRAMS,
         "known == SHARED_HELD && port->state == PORT_ACTIVE",
@@ -315,7 +319,7 @@ MUTANTS = {
     "ARP is answered though the fast path is off": Mutant(
         PROGRAMS, "PORT_ACTIVE && host->flags & HOST_FASTPATH", "PORT_ACTIVE", "SPOOF_ARP_SPA"
     ),
-    "ARP reply to the wire": arp("redirect(skb, skb->ifindex)", "redirect(skb, host->uplink_ifindex)"),
+    "ARP reply to the wire": arp("&mac, skb->ifindex)", "&mac, host->uplink_ifindex)"),
 }
 FEW = (
     "any epoch will do",

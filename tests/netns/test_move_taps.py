@@ -19,6 +19,7 @@ from typing import Any, cast
 import pytest
 from namespaces import Namespace
 
+from divhook.abi.entries import TrafficCount
 from divhook.adapters.handover import Pinned
 from divhook.adapters.libvirt import EventKind, GuestEvent
 from divhook.agent.moves import Moves
@@ -76,8 +77,18 @@ class Host:
         self.nic, self.said, self.dropped = nic, list[str](), list[Any]()
         self.claim = Claim(ADDRESS, MAC, pmac, 100 if pmac == SOURCE else 101, 50, nic.guest_id, 9)
         discovery = SimpleNamespace(claims=lambda: [self.claim])
-        pipeline = SimpleNamespace(discovery=discovery, moved={}, from_former=lambda *_: [])
-        plane = SimpleNamespace(pipeline=pipeline, execute=self.dropped.extend, inject=lambda *_: None)
+        pipeline = SimpleNamespace(discovery=discovery, moved={}, former={}, from_former=lambda *_: [])
+        words = {name: getattr(self, name) for name in ("forward", "came_from")}
+        figures = SimpleNamespace(drop_counters=dict, traffic=lambda _: TrafficCount())
+        plane = SimpleNamespace(
+            pipeline=pipeline,
+            execute=self.dropped.extend,
+            inject=lambda *_: None,
+            now=time.monotonic,
+            fastpath=SimpleNamespace(**words),
+            programs=figures,
+            counters=SimpleNamespace(delivered={}),
+        )
         plane.drain = lambda: self.said.append("drain")
         self.questions = MoveQuestions(pmac, PLAN)
         keys = KeyRing((Key(1, bytes(32), send=True),))
@@ -96,9 +107,6 @@ class Host:
 
     def handover_of(self, nic: Nic, claim: Claim) -> Handover:
         return Handover(claim, nic.guest, None, {}, (), (), "")
-
-    def counters_of(self, nic: Nic) -> dict[str, int]:
-        return {"sent_packets": 3}
 
     def flows_of(self, nic: Nic, within_s: float) -> None:
         return None
@@ -249,12 +257,12 @@ def test_a_guest_that_comes_back_ends_what_the_agent_before_had_sent_on(namespac
 
     async def whole() -> None:
         run = Run()
-        run.target.moves.adopted(ADDRESS, SOURCE)
+        run.target.moves.forwarding.adopted(ADDRESS, SOURCE)
         assert run.target.moves._plane.pipeline.moved == {ADDRESS: SOURCE}
         await run.ready()
         assert run.target.moves._plane.pipeline.moved == {}
         assert run.target.said.count("forward") == 1
-        run.target.moves._not_adopted(ADDRESS, SOURCE)
+        run.target.moves.forwarding._not_adopted(ADDRESS, SOURCE)
         assert run.target.said.count("forward") == 1
         await run.end()
 

@@ -5,7 +5,7 @@ from agent_fakes import Host, Lan, Vm, settle, story, vm
 
 from divhook.abi.entries import LocalEndpoint, RemoteEndpoint
 from divhook.adapters.libvirt import EventKind
-from divhook.agent.move_contents import hosts_of_talkers
+from divhook.agent.move_contents import counters_of, hosts_of_talkers
 from divhook.core.addressing import parse_address
 from divhook.core.endpoint import PortState
 from divhook.core.moves.messages import Handover
@@ -45,12 +45,12 @@ async def test_counters_and_groups_go_on_where_they_were(lan: Lan) -> None:
     members.restore(a.nic(web).port, GROUP, a.agent.dataplane.now())
     handover = handed(a, b, web, copy)
     assert handover.groups == (GROUP,)
-    before = a.agent.guests.counters_of(a.nic(web))
+    before = counters_of(a.nic(web), a.agent.dataplane)
     assert before["sent_packets"] > 0
-    b.agent.guests.take_counters(b.nic(copy), before | {"sent_packets": 7000})
+    b.nic(copy).carried = before | {"sent_packets": 7000}
     b.event(EventKind.RESUMED, copy)
     assert b.agent.dataplane.pipeline.groups.members.of(b.nic(copy).port) == [GROUP]
-    after = b.agent.guests.counters_of(b.nic(copy))
+    after = counters_of(b.nic(copy), b.agent.dataplane)
     assert after["sent_packets"] == 7000 + 10 * b.nic(copy).port
     assert after["received_bytes"] >= before["received_bytes"]
     onward = b.agent.guests.handover_of(b.nic(copy), claim_on(b))
@@ -139,12 +139,12 @@ async def test_late_packets_are_sent_on_by_the_kernel_and_by_the_next_agent(lan:
     address = a.address(web)
     handed(a, b, web, copy)
     b.event(EventKind.RESUMED, copy)
-    b.agent.guests.came_from(address, a.uplink.mac)
+    b.agent.moves.forwarding.came_from(address, a.uplink.mac)
     arrived = b.programs.known[address]
     assert isinstance(arrived, LocalEndpoint)
     assert arrived.former == b.agent.dataplane.pipeline.former[address] == a.uplink.mac
     a.agent.guests.moved_out(a.nic(web), claim_on(b))
-    a.agent.guests.forward(address, b.uplink.mac)
+    a.agent.moves.forwarding.begin(address, b.uplink.mac)
     assert RemoteEndpoint(claim_on(b), 1500, forwarded=True) == a.programs.known[address]
     a.libvirt.vms.remove(web)
     await a.restart()
@@ -152,7 +152,7 @@ async def test_late_packets_are_sent_on_by_the_kernel_and_by_the_next_agent(lan:
     assert a.agent.dataplane.pipeline.moved == {address: b.uplink.mac}
     await settle(FORWARD_S + 1)
     assert a.agent.dataplane.pipeline.moved == {}
-    b.agent.guests.came_from(address, None)
+    b.agent.moves.forwarding.came_from(address, None)
     assert b.agent.dataplane.pipeline.former == {}
 
 

@@ -150,10 +150,8 @@ static __always_inline int forward_to_external(struct __sk_buff *skb, const stru
 	endpoint_used(server);
 	if (way)
 		return into_nat(skb, host, way, start);
-	mac_copy(&start->ethernet.destination, &server->host);
-	mac_copy(&start->ethernet.source, &host->pmac);
 	ttl_decrement(start);
-	return redirect(skb, host->uplink_ifindex);
+	return to_uplink(skb, host, start, &server->host);
 }
 
 /* The next hop of a route that has this MAC. */
@@ -215,9 +213,6 @@ static __always_inline int forward_from_external(struct __sk_buff *skb, const st
 	if (!start)
 		return NOT_KNOWN;
 	endpoint_heard(sender);
-	mac_copy(&start->ethernet.destination, &local->vmac);
-	router_mac(host, packet->destination_be, &start->ethernet.source);
 	ttl_decrement(start);
-	count_to(local->port_id, packets, bytes);
-	return redirect(skb, local->ifindex);
+	return from_router(skb, host, start, local, packet->destination_be, packets, bytes);
 }

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "count.h"
+#include "arp.h"
 #include "enforce.h"
 #include "ipv4.h"
 
@@ -106,6 +107,51 @@ static __always_inline int redirect(struct __sk_buff *skb, __u32 ifindex)
 	return bpf_redirect(ifindex, 0);
 }
 
+/* Out of the uplink, to a MAC. */
+static __always_inline int to_uplink(struct __sk_buff *skb, const struct host_config *host, struct headers *start,
+				     const struct mac *destination)
+{
+	mac_copy(&start->ethernet.destination, destination);
+	mac_copy(&start->ethernet.source, &host->pmac);
+	return redirect(skb, host->uplink_ifindex);
+}
+
+/* Into the tap of an endpoint of this host, from its router. packets, bytes: for its counter. */
+static __always_inline int from_router(struct __sk_buff *skb, const struct host_config *host, struct headers *start,
+				       const struct endpoint *local, __be32 address_be, __u32 packets, __u32 bytes)
+{
+	mac_copy(&start->ethernet.destination, &local->vmac);
+	router_mac(host, address_be, &start->ethernet.source);
+	count_to(local->port_id, packets, bytes);
+	return redirect(skb, local->ifindex);
+}
+
+/* Answer a request: tpa is at `mac`. The frame becomes the answer, and goes out of ifindex. */
+static __always_inline int arp_answer(struct __sk_buff *skb, __u32 port_id, const struct arp *request,
+				      const struct mac *mac, __u32 ifindex)
+{
+	struct {
+		struct ethernet ethernet;
+		struct arp arp;
+	} __attribute__((packed)) reply;
+	__u32 bytes = skb->len;
+
+	reply.ethernet.destination = request->sha;
+	reply.ethernet.source = *mac;
+	reply.ethernet.type_be = bpf_htons(TYPE_ARP);
+	reply.arp = *request;
+	reply.arp.op_be = bpf_htons(ARP_REPLY);
+	reply.arp.sha = *mac;
+	reply.arp.spa_be = request->tpa_be;
+	reply.arp.tha = request->sha;
+	reply.arp.tpa_be = request->spa_be;
+	if ((bytes != sizeof(reply) && bpf_skb_change_tail(skb, sizeof(reply), 0)) ||
+	    bpf_skb_store_bytes(skb, 0, &reply, sizeof(reply), 0))
+		return drop(skb, port_id, INTERNAL_ERROR);
+	count_ended(port_id, CONSUMED, bytes);
+	return redirect(skb, ifindex);
+}
+
 /* A valid packet of an active port, from its own address. group: its frame went to a group MAC. */
 static __always_inline int forward_from_guest(struct __sk_buff *skb, const struct host_config *host,
 					      const struct port *port, const struct packet *packet, bool group)
@@ -193,9 +239,7 @@ static __always_inline int send_on(struct __sk_buff *skb, const struct host_conf
 	if (!start)
 		return NOT_KNOWN;
 	endpoint_heard(sender);
-	mac_copy(&start->ethernet.destination, &there->host);
-	mac_copy(&start->ethernet.source, &host->pmac);
-	return redirect(skb, host->uplink_ifindex);
+	return to_uplink(skb, host, start, &there->host);
 }
 
 /* A valid packet to the host's pmac from `source`, with a virtual destination. */

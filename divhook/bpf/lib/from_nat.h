@@ -134,10 +134,7 @@ static __always_inline int nat_to_guest(struct __sk_buff *skb, const struct host
 	start = FRAME_START(skb, struct headers);
 	if (!start)
 		return NOT_KNOWN;
-	mac_copy(&start->ethernet.destination, &local->vmac);
-	router_mac(host, packet->destination_be, &start->ethernet.source);
-	count_to(local->port_id, packets, bytes);
-	return redirect(skb, local->ifindex);
+	return from_router(skb, host, start, local, packet->destination_be, packets, bytes);
 }
 
 /* A guest's packet, translated. */
@@ -158,7 +155,5 @@ static __always_inline int nat_to_wire(struct __sk_buff *skb, const struct host_
 	if (!start)
 		return NOT_KNOWN;
 	endpoint_used(server);
-	mac_copy(&start->ethernet.destination, &server->host);
-	mac_copy(&start->ethernet.source, &host->pmac);
-	return redirect(skb, host->uplink_ifindex);
+	return to_uplink(skb, host, start, &server->host);
 }

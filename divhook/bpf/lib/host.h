@@ -70,8 +70,5 @@ static __always_inline int forward_from_host(struct __sk_buff *skb, const struct
 	start = trim(skb, packet) ? FRAME_START(skb, struct headers) : 0;
 	if (!start)
 		return drop(skb, 0, INTERNAL_ERROR);
-	mac_copy(&start->ethernet.destination, &local->vmac);
-	router_mac(host, packet->destination_be, &start->ethernet.source);
-	count_to(local->port_id, packets, bytes);
-	return redirect(skb, local->ifindex);
+	return from_router(skb, host, start, local, packet->destination_be, packets, bytes);
 }

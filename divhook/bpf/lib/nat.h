@@ -43,12 +43,6 @@ static __always_inline int into_nat(struct __sk_buff *skb, const struct host_con
 static __noinline int nat_arp(struct __sk_buff *skb, const struct host_config *host, const struct frame *frame,
 			      const struct arp *request, __u32 mark)
 {
-	struct {
-		struct ethernet ethernet;
-		struct arp arp;
-	} __attribute__((packed)) reply;
-	__u32 bytes = skb->len;
-
 	if (!conforms(skb, 0, BUCKET_STRANGER_DISCOVERY, &host->wire_rates[BUCKET_STRANGER_DISCOVERY]))
 		return drop(skb, 0, DISCOVERY_RATE_LIMITED);
 	if (!(host->flags & HOST_FASTPATH)) {
@@ -62,18 +56,5 @@ static __noinline int nat_arp(struct __sk_buff *skb, const struct host_config *h
 	if (!mac_equal(&request->sha, &frame->ethernet.source) || mac_is_group(&request->sha) ||
 	    mac_is_zero(&request->sha) || mac_equal(&request->sha, &host->pmac))
 		return drop(skb, 0, EXTERNAL_SPOOF);
-	reply.ethernet.destination = request->sha;
-	reply.ethernet.source = host->pmac;
-	reply.ethernet.type_be = bpf_htons(TYPE_ARP);
-	reply.arp = *request;
-	reply.arp.op_be = bpf_htons(ARP_REPLY);
-	reply.arp.sha = host->pmac;
-	reply.arp.spa_be = request->tpa_be;
-	reply.arp.tha = request->sha;
-	reply.arp.tpa_be = request->spa_be;
-	if ((bytes != sizeof(reply) && bpf_skb_change_tail(skb, sizeof(reply), 0)) ||
-	    bpf_skb_store_bytes(skb, 0, &reply, sizeof(reply), 0))
-		return drop(skb, 0, INTERNAL_ERROR);
-	count_ended(0, CONSUMED, bytes);
-	return redirect(skb, host->uplink_ifindex);
+	return arp_answer(skb, 0, request, &host->pmac, host->uplink_ifindex);
 }

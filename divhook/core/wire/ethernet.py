@@ -49,6 +49,11 @@ class Ethernet:
         return self.destination + self.source + self.ethertype.to_bytes(2, "big") + self.payload
 
 
+def ipv4_frame(destination: Mac, source: Mac, packet: bytes) -> bytes:
+    """The frame of an IPv4 packet. MACs are taken as they are: a frame of every packet is made here."""
+    return destination + source + b"\x08\x00" + packet
+
+
 def is_group(mac: Mac) -> bool:
     """Whether a MAC is a multicast or broadcast address (the I/G bit)."""
     return mac[0] & 1 == 1
