@@ -173,7 +173,7 @@ class Talk:
             time.sleep(DRAIN_S)
             told = {name: self._told(name) for name in self._parties}
         for index, flow in enumerate(self.flows):
-            mine = [other for other in self.flows if other.client == flow.client]
+            mine = self._by_client()[flow.client]
             here, there = told[self._mover][index], told[flow.client][mine.index(flow)]
             found.to_client[flow] = account(here, there)
             found.to_mover[flow] = account(there, here)
@@ -197,7 +197,7 @@ class Talk:
         if name == self._mover:
             ends = [(flow.mover_nic, flow.number, flow.address) for flow in self.flows]
         else:
-            mine = [flow for flow in self.flows if flow.client == name]
+            mine = self._by_client()[name]
             ends = [(flow.nic, flow.number, self._address_for(flow)) for flow in mine]
         return " ".join(f"{nic},{FIRST_PORT + number},{to},{FIRST_PORT + number}" for nic, number, to in ends)
 

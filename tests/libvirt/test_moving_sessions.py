@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from host_state import rows
-from lab_cast import Cast
+from lab_cast import Cast, policy_in_force
 from moving import Traveller, begin_move
 
 from bench.moves.traffic import Flow
@@ -28,15 +28,8 @@ egress:
 
 @pytest.fixture(scope="module")
 def policy(lab: Lab, cast: Cast) -> Iterator[None]:
-    files = {host: host.root / "etc-divhook" / "policies" / "shop.yaml" for host in lab.hosts.values()}
-    for host, path in files.items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(POLICY)
-        host.divhook("policy", "apply")
-    yield
-    for host, path in files.items():
-        path.unlink()
-        host.divhook("policy", "apply")
+    with policy_in_force(lab, POLICY):
+        yield
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from lab_cast import Cast
+from lab_cast import Cast, policy_in_force
 from moving import begin_move
 
 from divhook.core.addressing import parse_address, parse_mac
@@ -33,15 +33,8 @@ MAX_LOST_S = 1.0
 def server(lab: Lab) -> Iterator[Namespaces]:
     station = lab.add_station("SRV")
     station.ip("route replace 10.0.0.0/8 dev up0")
-    files = [host.root / "etc-divhook" / "policies" / "shop.yaml" for host in lab.hosts.values()]
-    for path, host in zip(files, lab.hosts.values(), strict=True):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(OPEN)
-        host.divhook("policy", "apply")
-    yield station
-    for path, host in zip(files, lab.hosts.values(), strict=True):
-        path.unlink()
-        host.divhook("policy", "apply")
+    with policy_in_force(lab, OPEN):
+        yield station
 
 
 def believed(server: Namespaces, address: str) -> str:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from lab_cast import Cast, drops, listing
+from lab_cast import Cast, drops, listing, policy_in_force
 
 from divhook.lab.demo import ping
 from divhook.lab.lab import Lab
@@ -21,15 +21,8 @@ ingress:
 @pytest.fixture
 def closed(lab: Lab) -> Iterator[None]:
     """The policy is in force, and at the end none is."""
-    files = [host.root / "etc-divhook" / "policies" / "shop.yaml" for host in lab.hosts.values()]
-    for path, host in zip(files, lab.hosts.values(), strict=True):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(CLOSED)
-        host.divhook("policy", "apply")
-    yield
-    for path, host in zip(files, lab.hosts.values(), strict=True):
-        path.unlink()
-        host.divhook("policy", "apply")
+    with policy_in_force(lab, CLOSED):
+        yield
     _label(lab)
 
 

@@ -179,6 +179,15 @@ class BareBench:
         """Of a guest; what is no guest's name is taken for an address."""
         return str(self.guest(name).spec.address) if name in self.lab.bare else name
 
+    @contextmanager
+    def serving(self, place: Namespaces, *command: str) -> Iterator[None]:
+        """A server program while the body runs."""
+        with subprocess.Popen(place.enter(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                yield
+            finally:
+                process.kill()
+
     # frames
 
     def send(self, of: Namespaces, link: str, *frames: bytes) -> None:
@@ -344,6 +353,17 @@ def wait_for(what: Callable[[], object], seconds: float = 5.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+@contextmanager
+def witnesses(bench: BareBench) -> Iterator[tuple[dict[str, PatientWitness], WireWitness]]:
+    """What arrives at each guest, and what passes the switch."""
+    with contextlib.ExitStack() as stack:
+        guests = {
+            name: stack.enter_context(contextlib.closing(PatientWitness(Place(guest.namespace), NIC)))
+            for name, guest in bench.lab.bare.items()
+        }
+        yield guests, stack.enter_context(contextlib.closing(WireWitness(Place(bench.lab.switch))))
 
 
 @contextmanager

@@ -5,15 +5,15 @@ wire     SRV     R1, R2 ── 198.51.100.0/24 ── BEHIND .10
 """
 
 import json
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from bare_fixtures import ALIEN, DB, FAR, NEAR, BareBench, bare_bench
+from policy_bench import apply_policies
 
 from divhook.core.addressing import Mac, parse_mac
-from divhook.lab.bare import BareSpec
+from divhook.lab.bare import BareLab, BareSpec
 from divhook.lab.lab import FIRST_STATION, NETWORK, SYSCTL_NO_IPV6
 from divhook.lab.namespaces import Namespaces
 
@@ -76,16 +76,7 @@ class ExternalBench(BareBench):
 
     def permit(self, text: str) -> None:
         """The policy of cell shop, on every host; empty: it has none."""
-        for host in self.lab.hosts.values():
-            directory = host.root / "etc-divhook" / "policies"
-            directory.mkdir(exist_ok=True)
-            file = directory / "shop.yaml"
-            if text:
-                file.write_text(text)
-            else:
-                file.unlink(missing_ok=True)
-            answer = host.ask_agent({"op": "policy apply"})
-            assert "error" not in answer, answer
+        apply_policies(self.lab, {"shop": text.removeprefix("cell: shop\n")} if text else {})
 
     def outside(self, host: str) -> dict[str, tuple[str, str, bool]]:
         """address → (state, MAC, the kernel forwards to it) of what a host knows outside."""
@@ -96,14 +87,19 @@ class ExternalBench(BareBench):
             if row["vmac"] in ("external", "next hop")
         }
 
-    @contextmanager
-    def serving(self, place: Namespaces, *command: str) -> Iterator[None]:
-        """A server program while the body runs."""
-        with subprocess.Popen(place.enter(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                yield
-            finally:
-                process.kill()
+
+def network_behind(lab: BareLab, router: Namespaces) -> Namespaces:
+    """A machine at BEHIND, in a network of its own behind a router, which forwards; it has no route beyond."""
+    behind = Namespaces(lab.directory / "ns", "BEHIND")
+    behind.create(("net",), SYSCTL_NO_IPV6)
+    router.ip(
+        f"link add in0 type veth peer name net0 netns {behind.file('net')}",
+        "address add 198.51.100.1/24 dev in0",
+        "link set in0 up",
+    )
+    router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.send_redirects=0")
+    behind.ip(f"address add {BEHIND}/24 dev net0", "link set net0 up")
+    return behind
 
 
 def mac_of(station: Namespaces) -> Mac:

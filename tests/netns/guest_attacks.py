@@ -10,7 +10,8 @@ from bare_fixtures import ADDRESS, MAL, NEAR, WEB_GROUP, WEB_RMAC
 from hostile_frames import ALL_ONES, BRIDGE_MAC, checksum, echo_request, ethernet, tcp_syn, udp
 from hostile_frames import ipv4 as packet
 
-from divhook.core.addressing import parse_address, parse_mac
+from divhook.core.addressing import parse_address as raw
+from divhook.core.addressing import parse_mac
 from divhook.core.wire.discovery import Claim, Envelope, Message, MessageType, emit
 
 OWN, OTHERS = parse_mac(MAL.mac), parse_mac(NEAR.mac)
@@ -27,10 +28,6 @@ TO_GROUPS = {
 
 Attack = tuple[str, bytes, str]
 """What it is, the frame, the reason."""
-
-
-def raw(address: str) -> bytes:
-    return bytes(map(int, address.split(".")))
 
 
 def header(patch: dict[int, bytes], payload: bytes = b"", options: bytes = b"", right: bool = True) -> bytes:
@@ -122,11 +119,11 @@ def _types() -> Iterator[Attack]:
 
 def discovery(kind: MessageType, source: bytes, destination: bytes, ether_type: int, host: bytes) -> bytes:
     """A discovery frame with a tag of zeros."""
-    tpa = parse_address(FAR)
+    tpa = raw(FAR)
     on_spa = kind in (MessageType.REQUEST, MessageType.PROBE)
-    spoken = parse_address(ME) if on_spa else tpa
+    spoken = raw(ME) if on_spa else tpa
     claim = Claim(spoken, OWN, host, 1 << 60, 1, 2, 0)
-    message = Message(kind, source, destination, parse_address(ME), tpa, claim, nonce=7)
+    message = Message(kind, source, destination, raw(ME), tpa, claim, nonce=7)
     return emit(message, Envelope(11, 12, 1, ether_type=ether_type)) + bytes(16)
 
 

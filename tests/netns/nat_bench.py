@@ -5,18 +5,18 @@ wire     SRV     R1 ── 198.51.100.0/24 ── BEHIND .10: neither SRV, R1 no
 pool     172.30.0.210 to .213 on host A, .220 to .223 on host B
 """
 
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bare_fixtures import ALIEN, DB, NEAR, BareBench, bare_bench
-from external_bench import mac_of
+from external_bench import mac_of, network_behind
+from policy_bench import apply_policies
 
 from divhook.core.addressing import Mac
 from divhook.lab.bare import BareSpec
-from divhook.lab.lab import FIRST_STATION, NETWORK, SYSCTL_NO_IPV6
+from divhook.lab.lab import FIRST_STATION, NETWORK
 from divhook.lab.namespaces import Namespaces
 
 MID = BareSpec("mid", "A", "shop", "web", "10.1.1.72")
@@ -37,10 +37,9 @@ external:
 """
 SHOP = "cell: shop\nnumber: 1\nsnat: {pool: public}\nsubnets:\n  web: {number: 1}\n  db: {number: 2, mtu: 1300}\n"
 LAB = "cell: lab\nnumber: 2\n%ssubnets:\n  web: {number: 1}\n  install: {number: 2}\n"
-POLICY = """\
-cell: {cell}
+POLICY = f"""\
 egress:
-  - {{from: {{subnet: web}}, to: {{cidr: {network}.0/24}}, allow: any}}
+  - {{from: {{subnet: web}}, to: {{cidr: {NETWORK}.0/24}}, allow: any}}
   - {{to: {{cidr: 198.51.100.0/24}}, allow: any}}
 ingress:
   - {{from: {{cidr: 0.0.0.0/0}}, allow: any}}
@@ -57,19 +56,8 @@ class NatBench(BareBench):
 
     def add_outside(self) -> None:
         self.srv, self.router = self.lab.add_station("SRV"), self.lab.add_station("R1")
-        self.behind = Namespaces(self.lab.directory / "ns", "BEHIND")
-        self.behind.create(("net",), SYSCTL_NO_IPV6)
-        self.router.ip(
-            f"link add in0 type veth peer name r1 netns {self.behind.file('net')}",
-            "address add 198.51.100.1/24 dev in0",
-            "link set in0 up",
-        )
-        self.router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.send_redirects=0")
-        self.behind.ip(
-            f"address add {BEHIND}/24 dev r1",
-            "link set r1 up",
-            f"route add {NETWORK}.0/24 via 198.51.100.1",
-        )
+        self.behind = network_behind(self.lab, self.router)
+        self.behind.ip(f"route add {NETWORK}.0/24 via 198.51.100.1")
         self.outside_macs = {"SRV": mac_of(self.srv), "R1": mac_of(self.router)}
 
     def status(self, host: str = "A") -> dict[str, object]:
@@ -88,15 +76,6 @@ class NatBench(BareBench):
         answer = host.ask_agent({"op": "reload"})
         assert answer.get("ok"), answer
 
-    @contextmanager
-    def serving(self, place: Namespaces, *command: str) -> Iterator[None]:
-        """A server program while the body runs."""
-        with subprocess.Popen(place.enter(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                yield
-            finally:
-                process.kill()
-
 
 @contextmanager
 def nat_bench() -> Iterator[NatBench]:
@@ -108,11 +87,5 @@ def nat_bench() -> Iterator[NatBench]:
         with bare_bench(CAST, hosts=2, settings=SETTINGS, bench_class=NatBench, quiet=(), cells=cells) as bench:
             assert isinstance(bench, NatBench)
             bench.add_outside()
-            for host in bench.lab.hosts.values():
-                policies = host.root / "etc-divhook" / "policies"
-                policies.mkdir(exist_ok=True)
-                for cell in ("shop", "lab"):
-                    (policies / f"{cell}.yaml").write_text(POLICY.format(cell=cell, network=NETWORK))
-                answer = host.ask_agent({"op": "policy apply"})
-                assert "error" not in answer, answer
+            apply_policies(bench.lab, dict.fromkeys(("shop", "lab"), POLICY))
             yield bench

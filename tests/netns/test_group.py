@@ -17,15 +17,15 @@ from bare_fixtures import (
     NIC,
     WEB_GROUP,
     BareBench,
-    PatientWitness,
     Place,
-    WireWitness,
     bare_bench,
     between_hosts,
     wait_for,
+    witnesses,
 )
 
 from divhook.core.addressing import BROADCAST_MAC
+from divhook.core.addressing import parse_address as raw
 from divhook.lab.bare import BareSpec
 
 ADDRESS = {"one": "10.1.1.11", "two": "10.1.1.12", "three": "10.1.1.13", "four": "10.1.1.14"}
@@ -41,27 +41,12 @@ SETTLE_S = 0.5
 """For what is under way."""
 
 
-def raw(address: str) -> bytes:
-    return bytes(map(int, address.split(".")))
-
-
 @pytest.fixture(scope="module")
 def bench() -> Iterator[BareBench]:
     with bare_bench((*WEB, *OUTSIDERS), quiet=()) as made:
         for guest in made.lab.bare.values():
             guest.exec("sysctl", "-qw", "net.ipv4.icmp_echo_ignore_broadcasts=0")
         yield made
-
-
-@contextmanager
-def witnesses(bench: BareBench) -> Iterator[tuple[dict[str, PatientWitness], WireWitness]]:
-    """What arrives at each guest, and what passes the switch."""
-    with ExitStack() as stack:
-        guests = {
-            name: stack.enter_context(closing(PatientWitness(Place(guest.namespace), NIC)))
-            for name, guest in bench.lab.bare.items()
-        }
-        yield guests, stack.enter_context(closing(WireWitness(Place(bench.lab.switch))))
 
 
 def pinged(bench: BareBench, name: str, target: str, count: int) -> "subprocess.CompletedProcess[str]":

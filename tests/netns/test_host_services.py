@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 from bare_fixtures import ADDRESS, ALIEN, NEAR, BareBench, Place, WireWitness, bare_bench, wait_for
+from policy_bench import apply_policies
 
 from divhook.lab.bare import BareSpec
 from divhook.lab.host import LabHost
@@ -58,12 +59,7 @@ class HostBench(BareBench):
         self.host.namespaces.run("sysctl", "-qw", *settings)
 
     def permit(self, text: str) -> None:
-        for host in self.lab.hosts.values():
-            directory = host.root / "etc-divhook" / "policies"
-            directory.mkdir(exist_ok=True)
-            (directory / "shop.yaml").write_text(text)
-            answer = host.ask_agent({"op": "policy apply"})
-            assert "error" not in answer, answer
+        apply_policies(self.lab, {"shop": text.removeprefix("cell: shop\n")})
 
     def routes(self) -> str:
         return self.host.namespaces.run("ip", "route", "show", "dev", "dvhost").stdout

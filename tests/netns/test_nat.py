@@ -129,7 +129,7 @@ def test_traceroute_shows_each_router_once(bench: NatBench) -> None:
 
 def test_a_guest_learns_the_mtu_of_a_network_behind_a_router(bench: NatBench) -> None:
     bench.router.ip("link set in0 mtu 1300")
-    bench.behind.ip("link set r1 mtu 1300")
+    bench.behind.ip("link set net0 mtu 1300")
     try:
         for name in ("near", "alien"):
             words = ("ping", "-n", "-c", "2", "-i", "0.2", "-W", "2", "-M", "do", "-s", "1400", BEHIND)
@@ -138,7 +138,7 @@ def test_a_guest_learns_the_mtu_of_a_network_behind_a_router(bench: NatBench) ->
             assert R1 in said
     finally:
         bench.router.ip("link set in0 mtu 1500")
-        bench.behind.ip("link set r1 mtu 1500")
+        bench.behind.ip("link set net0 mtu 1500")
         for name in ("near", "alien"):
             bench.guest(name).namespace.ip("route flush cache")
 

@@ -21,22 +21,24 @@ import pytest
 from bare_fixtures import (
     NIC,
     BareBench,
-    PatientWitness,
     Place,
     SteadyPing,
     WireWitness,
     bare_bench,
     between_hosts,
     wait_for,
+    witnesses,
 )
-from external_bench import mac_of
+from external_bench import mac_of, network_behind
+from policy_bench import apply_policies
 from test_moving_address import VIRTUAL, holds, keepalived
 
 from divhook.core.addressing import AddressPlan, Mac, SubnetId, group_mac
+from divhook.core.addressing import parse_address as raw
 from divhook.core.wire.arp import request_frame
 from divhook.lab.bare import BareSpec
 from divhook.lab.host import cell_files
-from divhook.lab.lab import FIRST_STATION, NETWORK, SYSCTL_NO_IPV6
+from divhook.lab.lab import FIRST_STATION, NETWORK
 from divhook.lab.namespaces import Namespaces
 
 CAST = (
@@ -58,7 +60,7 @@ external:
   on_link: [{{prefix: {NETWORK}.0/24}}]
   routes: [{{prefix: 198.51.100.0/24, via: [{{address: {R1}}}]}}]
 """
-POLICY = "cell: shop\ndefaults: {egress: {external: allow}, ingress: {external: allow}}\n"
+POLICY = "defaults: {egress: {external: allow}, ingress: {external: allow}}\n"
 GROUP, PORT = "239.1.2.3", 5009
 SITE = "239.255.1.2"  # RFC 2365: local scope, routed nowhere
 SENT = 20
@@ -73,24 +75,12 @@ class Bench(BareBench):
 
     def add_outside(self) -> None:
         self.srv, self.router = self.lab.add_station("SRV"), self.lab.add_station("R1")
-        self.behind = Namespaces(self.lab.directory / "ns", "BEHIND")
-        self.behind.create(("net",), SYSCTL_NO_IPV6)
-        self.router.ip(
-            f"link add in0 type veth peer name net0 netns {self.behind.file('net')}",
-            "address add 198.51.100.1/24 dev in0",
-            "link set in0 up",
-            "route add 10.0.0.0/8 dev up0",
-        )
-        self.router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-        self.behind.ip(f"address add {BEHIND}/24 dev net0", "link set net0 up", "route add default via 198.51.100.1")
+        self.behind = network_behind(self.lab, self.router)
+        self.router.ip("route add 10.0.0.0/8 dev up0")
+        self.behind.ip("route add default via 198.51.100.1")
         self.srv.ip("route add 10.0.0.0/8 dev up0")
         self.strangers = (mac_of(self.srv), mac_of(self.router))
-        for host in self.lab.hosts.values():
-            directory = host.root / "etc-divhook" / "policies"
-            directory.mkdir(exist_ok=True)
-            (directory / "shop.yaml").write_text(POLICY)
-            answer = host.ask_agent({"op": "policy apply"})
-            assert "error" not in answer, answer
+        apply_policies(self.lab, {"shop": POLICY})
 
 
 @pytest.fixture(scope="module")
@@ -104,20 +94,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         for guest in made.lab.bare.values():
             guest.exec("sysctl", "-qw", "net.ipv4.icmp_echo_ignore_broadcasts=0")
         yield made
-
-
-@contextmanager
-def witnesses(bench: Bench) -> Iterator[tuple[dict[str, PatientWitness], WireWitness]]:
-    with ExitStack() as stack:
-        guests = {
-            name: stack.enter_context(closing(PatientWitness(Place(guest.namespace), NIC)))
-            for name, guest in bench.lab.bare.items()
-        }
-        yield guests, stack.enter_context(closing(WireWitness(Place(bench.lab.switch))))
-
-
-def raw(address: str) -> bytes:
-    return bytes(map(int, address.split(".")))
 
 
 def subnet_of(address: bytes) -> SubnetId | None:

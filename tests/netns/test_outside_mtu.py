@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from bare_fixtures import NIC, BareBench, bare_bench
+from policy_bench import apply_policies
 
 from divhook.lab.bare import BareLab, BareSpec
 from divhook.lab.host import HostPlan
@@ -23,7 +24,7 @@ external:
     - {{prefix: {NEAR}, mtu: {SMALL}}}
 """
 CELL = f"cell: shop\nnumber: 1\nsubnets:\n  web: {{number: 1, mtu: {LARGE}}}\n  db: {{number: 2, mtu: {SMALL}}}\n"
-POLICY = "cell: shop\ndefaults: {egress: {external: allow}, ingress: {external: allow}}\n"
+POLICY = "defaults: {egress: {external: allow}, ingress: {external: allow}}\n"
 
 
 class JumboLab(BareLab):
@@ -46,12 +47,7 @@ class MtuBench(BareBench):
             station.ip("route add 10.0.0.0/8 dev up0")
         self.guest("big").namespace.ip(f"link set {NIC} mtu {LARGE}")
         self.guest("big").host.namespaces.ip(f"link set t-big mtu {LARGE}")
-        for host in self.lab.hosts.values():
-            directory = host.root / "etc-divhook" / "policies"
-            directory.mkdir(exist_ok=True)
-            (directory / "shop.yaml").write_text(POLICY)
-            answer = host.ask_agent({"op": "policy apply"})
-            assert "error" not in answer, answer
+        apply_policies(self.lab, {"shop": POLICY})
 
 
 @pytest.fixture(scope="module")
