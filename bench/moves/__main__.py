@@ -51,15 +51,18 @@ def run(contender: str, moves: int, rate: int, tools: Path, shown: Shown, made: 
                 talk = Talk(scene.mover.name, scene.address, flows, scene.where)
                 talk.warm()
                 scene.talk.sessions(forget=True)
-                dropped = scene.tap_dropped()
-                with scene.seen_by(flows) as seen, talk.running(rate) as conversation:
+                with (
+                    scene.seen_by(flows) as seen,
+                    scene.sent_by_mover(target, flows) as sent,
+                    scene.dropped_at_taps() as dropped,
+                    talk.running(rate) as conversation,
+                ):
                     time.sleep(BEFORE_S)
                     move = scene.migrate(target)
                     time.sleep(AFTER_S)
-                at_taps = sum(count - dropped.get(tap, 0) for tap, count in scene.tap_dropped().items())
                 made.append(move)
                 sessions = scene.talk.sessions()
-                new = record.rows(contender, number, move, conversation, sessions, seen, at_taps)
+                new = record.rows(contender, number, move, conversation, sessions, seen, sent, dropped[0])
                 found += new
                 say(f"{number + 1}/{moves} {record.sentence(new)}")
                 if any(r.lost or r.duplicated for r in new) and contender == "divhook":

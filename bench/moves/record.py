@@ -1,5 +1,6 @@
 """moves.json, and what is said of it: one row per move, client place and subnet."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from bench.moves.traffic import Account, Conversation, Flow
 PLACES = ("source", "destination", "third")
 CONTENDERS = ("divhook", "bridge")
 MEDIAN_OVER_MS, WORST_OVER_MS = 5.0, 20.0
-"""How much longer than the guest's own pause a client may see nothing of it."""
+"""How much longer than the guest's own pause, or silence, a client may see nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One client in one move; both directions together, gap_ms: of what comes to the client's NIC.
+
+    silence_ms: between the same two datagrams at the mover's own NIC: of the gap, the guest's own part.
 
     lost: by the network. lost_in_guest: at the receiver's own socket. tap_dropped: of `lost`, those that a tap had no
     room for, of all clients in this move: a guest that gets no processor reads none. downtime_ms: libvirt's, of the
@@ -37,6 +40,7 @@ class Row:
     duplicated: int
     reordered: int
     gap_ms: float
+    silence_ms: float | None
     gap_to_guest_ms: float
     downtime_ms: float | None
     pause_ms: float | None
@@ -53,6 +57,7 @@ def rows(
     found: Conversation,
     sessions: dict[Flow, dict[str, object]],
     seen: Mapping[Flow, Mapping[int, float]],
+    spoken: Mapping[Flow, Mapping[int, float]],
     tap_dropped: int,
 ) -> list[Row]:
     """Of one move."""
@@ -61,6 +66,8 @@ def rows(
         to_mover = found.to_mover[flow]
         both: tuple[Account, Account] = (to_client, to_mover)
         session = sessions[flow]
+        first, last = longest_gap(seen[flow])
+        silence_ms = spoken[flow].get(last, math.nan) - spoken[flow].get(first, math.nan)
         letter = flow.client[-1].upper()
         place = {move.source: "source", move.target: "destination"}.get(letter, "third")
         made.append(
@@ -77,7 +84,8 @@ def rows(
                 tap_dropped,
                 sum(each.duplicated for each in both),
                 sum(each.reordered for each in both),
-                round(longest_gap(sorted(seen[flow].values())), 1),
+                round(seen[flow].get(last, 0.0) - seen[flow].get(first, 0.0), 1),
+                None if math.isnan(silence_ms) else round(silence_ms, 1),
                 round(to_mover.gap_ms, 1),
                 move.downtime_ms,
                 None if move.pause_ms is None else round(move.pause_ms, 1),
@@ -90,14 +98,20 @@ def rows(
     return made
 
 
-def longest_gap(times: Sequence[float]) -> float:
-    """Between two that follow each other; 0 of fewer."""
-    return max((after - before for before, after in pairwise(times)), default=0.0)
+def longest_gap(times: Mapping[int, float]) -> tuple[int, int]:
+    """The two that arrived longest after each other, of datagrams by number; -1 twice where there are not two."""
+    arrived = sorted(times, key=lambda number: times[number])
+    return max(pairwise(arrived), key=lambda pair: times[pair[1]] - times[pair[0]], default=(-1, -1))
 
 
 def over_ms(row: Row) -> float | None:
     """How much longer the client's gap was than libvirt's downtime."""
     return None if row.downtime_ms is None else row.gap_ms - row.downtime_ms
+
+
+def added_ms(row: Row) -> float | None:
+    """How much longer the client's gap was than the guest was silent itself."""
+    return None if row.silence_ms is None else row.gap_ms - row.silence_ms
 
 
 HEAD = (
@@ -110,8 +124,9 @@ HEAD = (
     "in guest",
     "twice",
     "reordered",
-    "gap − downtime ms",
     "gap ms",
+    "gap − downtime ms",
+    "gap − silence ms",
 )
 
 
@@ -132,8 +147,9 @@ def _line(contender: str, place: str, subnet: str, mine: Sequence[Row]) -> str:
         sum(getattr(r, name) for r in mine) for name in ("sent", "lost", "lost_in_guest", "duplicated", "reordered")
     )
     cells = [contender, place, subnet, str(len(mine)), *(f"{each:,}" for each in sums)]
-    cells.append(_spread([over for r in mine if (over := over_ms(r)) is not None]))
     cells.append(_spread([r.gap_ms for r in mine]))
+    for part in (over_ms, added_ms):
+        cells.append(_spread([over for r in mine if (over := part(r)) is not None]))
     return "| " + " | ".join(cells) + " |"
 
 
@@ -161,7 +177,6 @@ def verdicts(found: Sequence[Row]) -> list[tuple[str, bool, str]]:
     mine = [row for row in found if row.contender == "divhook"]
     if not mine:
         return []
-    over = [each for row in mine if (each := over_ms(row)) is not None]
     lost, twice = sum(row.lost for row in mine), sum(row.duplicated for row in mine)
     at_taps = sum({row.move: row.tap_dropped for row in mine}.values())
     moves = len({row.move for row in mine})
@@ -174,13 +189,15 @@ def verdicts(found: Sequence[Row]) -> list[tuple[str, bool, str]]:
         ("none arrives twice", twice == 0, str(twice)),
         ("connections live on through all moves", all(r.tcp_state == "open" for r in mine), _states(mine)),
     ]
-    if over:
+    for own, part in (("pause", over_ms), ("silence", added_ms)):
+        over = [each for row in mine if (each := part(row)) is not None]
+        if not over:
+            checks.append((f"the guest's {own} is known", False, "of no move"))
+            continue
         median, worst = statistics.median(over), max(over)
-        limit = f"gap is at most the guest's own pause + {MEDIAN_OVER_MS:g} ms at the median"
+        limit = f"gap is at most the guest's own {own} + {MEDIAN_OVER_MS:g} ms at the median"
         checks.append((limit, median <= MEDIAN_OVER_MS, f"{median:+.1f} ms"))
         checks.append((f"and + {WORST_OVER_MS:g} ms at worst", worst <= WORST_OVER_MS, f"{worst:+.1f} ms"))
-    else:
-        checks.append(("the guest's pause is known", False, "of no move"))
     return checks
 
 
@@ -193,10 +210,11 @@ def sentence(move: Sequence[Row]) -> str:
     lost, guest, sent, twice, reordered = (
         sum(getattr(row, name) for row in move) for name in ("lost", "lost_in_guest", "sent", "duplicated", "reordered")
     )
-    row, gap = move[0], max(row.gap_ms for row in move)
+    row = max(move, key=lambda row: row.gap_ms)
     return (
         f"{row.contender} {row.source}→{row.target}, client at {row.client}: lost {lost} of {sent} (+{guest} at "
         f"sockets, taps of guests that did not read {row.tap_dropped}), twice {twice}, reordered {reordered}, "
-        f"gap {gap:.0f} ms, downtime {row.downtime_ms} ms, pause {row.pause_ms} ms, "
+        f"gap {row.gap_ms} ms, of it the guest's own silence {row.silence_ms}, downtime {row.downtime_ms} ms, "
+        f"pause {row.pause_ms} ms, "
         f"TCP {_states(move)}, migrate {row.migrate_ms} ms"
     )

@@ -9,6 +9,7 @@ On a plain bridge the two subnets are one flat network, where no router costs an
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,8 +34,24 @@ PLAIN_ADDRESSES = {MOVER: ("10.1.1.20",)} | {
     f"client-{n}": (f"10.1.1.3{i}", f"10.1.2.3{i}") for i, n in enumerate("abc")
 }
 UDP = b"\x11"
+NEW_TAP = """
+while :; do
+  for tap in /sys/class/net/vnet*; do
+    tap=${tap##*/}
+    case "$1" in *" $tap "*) ;; *) [ -e "/sys/class/net/$tap" ] && echo "$tap" && exit;; esac
+  done
+  sleep 0.02
+done
+"""
+"""Prints the first tap that is not among the links named by the argument, as soon as there is one."""
+LAST_DROPPED = "while cat /sys/class/net/$1/statistics/tx_dropped 2>&-; do sleep 0.05; done"
+"""Prints what a tap had no room for, again and again, until the tap is gone."""
 PLAIN_LENGTH = 16
 """All addresses of the cell are on link."""
+
+
+Times = dict[Flow, dict[int, float]]
+"""By number of the datagram, in ms of the host's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,30 +143,77 @@ class Scene:
         return found
 
     @contextmanager
-    def seen_by(self, flows: Sequence[Flow]) -> Iterator[dict[Flow, dict[int, float]]]:
-        """When datagrams of the mover came to the clients' NICs, by number, in ms of the host's clock.
+    def dropped_at_taps(self) -> Iterator[list[int]]:
+        """One number, at the end: frames that the taps of all guests had no room for; the mover's until it goes."""
+        found: list[int] = []
+        before, here = self.tap_dropped(), self.host()
+        leaving = taps(here, MOVER)[0]
+        last: list[int] = []
+
+        def follow() -> None:
+            said = here.exec("sh", "-c", LAST_DROPPED, "-", leaving, check=False, timeout_s=MIGRATE_TIMEOUT_S).stdout
+            last.extend(int(line) for line in said.split()[-1:])
+
+        follower = threading.Thread(target=follow)
+        follower.start()
+        yield found
+        follower.join()
+        after = {(here.name, leaving): last[0]} if last else {}
+        after |= self.tap_dropped()
+        found.append(sum(count - before.get(tap, 0) for tap, count in after.items()))
+
+    @contextmanager
+    def seen_by(self, flows: Sequence[Flow]) -> Iterator[Times]:
+        """When datagrams of the mover came to the clients' NICs.
 
         The guest's own clock says less: under emulation it stands still whenever the processor is another's.
         """
-        found: dict[Flow, dict[int, float]] = {}
+        found: Times = {}
         captures = {}
         for flow in flows:
             host = self.where(flow.client).host
             tap = taps(host, flow.client)[int(flow.nic[-1])]
-            path = self.lab.directory / f"{flow.client}-{flow.nic}.pcap"
-            captures[flow] = Capture(host.namespaces, tap, path, snap_length=46)
+            captures[flow] = self._capture(host, tap, f"{flow.client}-{flow.nic}")
         yield found
         for flow, capture in captures.items():
-            port = (FIRST_PORT + flow.number).to_bytes(2)
-            frames = read_pcap(capture.stop())
-            if capture.dropped:
-                raise LabError(f"tcpdump missed {capture.dropped} frames at {flow.client}")
-            found[flow] = {
-                int.from_bytes(frame[42:46]): at * 1000
-                for at, frame in frames
-                if frame[23:24] == UDP and frame[26:30] == parse_address(self.address) and frame[36:38] == port
-            }
-            capture.path.unlink()
+            found |= self._times([flow], capture)
+
+    @contextmanager
+    def sent_by_mover(self, target: str, flows: Sequence[Flow]) -> Iterator[Times]:
+        """When the mover itself sent them, at either of its taps: it moves to a host meanwhile."""
+        here, there = self.host(), self.lab.host(target)
+        captures = [self._capture(here, taps(here, MOVER)[0], "mover-here")]
+        old = " ".join(there.exec("ls", "/sys/class/net").stdout.split())
+
+        def follow() -> None:
+            tap = there.exec("sh", "-c", NEW_TAP, "-", f" {old} ", check=False, timeout_s=MIGRATE_TIMEOUT_S).stdout
+            if tap:
+                captures.append(self._capture(there, tap.strip(), "mover-there"))
+
+        follower = threading.Thread(target=follow)
+        follower.start()
+        found: Times = {}
+        yield found
+        follower.join()
+        for capture in captures:
+            for flow, times in self._times(flows, capture).items():
+                found.setdefault(flow, {}).update(times)
+
+    def _capture(self, host: LabHost, tap: str, name: str) -> Capture:
+        return Capture(host.namespaces, tap, self.lab.directory / f"{name}.pcap", snap_length=46)
+
+    def _times(self, flows: Sequence[Flow], capture: Capture) -> Times:
+        """Of the mover's datagrams; ends the capture."""
+        by_port = {(FIRST_PORT + flow.number).to_bytes(2): flow for flow in flows}
+        address = parse_address(self.address)
+        found: Times = {}
+        for at, frame in read_pcap(capture.stop()):
+            if frame[23:24] == UDP and frame[26:30] == address and frame[36:38] in by_port:
+                found.setdefault(by_port[frame[36:38]], {})[int.from_bytes(frame[42:46])] = at * 1000
+        if capture.dropped:
+            raise LabError(f"tcpdump missed {capture.dropped} frames at {capture.path.stem}")
+        capture.path.unlink()
+        return found
 
     def runs_on(self) -> list[str]:
         """All hosts on which libvirt runs the mover."""

@@ -9,6 +9,8 @@ from bench.moves.scene import Move
 from bench.moves.traffic import Conversation, Flow, account
 
 FLOW = Flow(0, "client-b", "eth0", "web", "10.1.1.30")
+SEEN = {FLOW: {0: 5.0, 1: 6.0, 2: 107.0}}
+SPOKEN = {FLOW: {0: 4.0, 1: 5.0, 2: 103.0}}
 HOOKS = (("B", "migrate", 30.0), ("B", "start", 40.0), ("A", "stopped", 20.0))
 MOVE = Move("A", "B", 0.0, 1.5, 100.0, 98.0, 1.0, 1.098, HOOKS)
 
@@ -35,25 +37,37 @@ def rows(lost: int, tap_dropped: int = 0, contender: str = "divhook") -> list[re
     whole, holed = told(3, [1000, 1000, 1000]), told(3, [1000, *[None] * lost, *[1000] * (2 - lost)])
     conversation = Conversation({FLOW: account(whole, whole)}, {FLOW: account(whole, holed)})
     sessions: dict[Flow, dict[str, object]] = {FLOW: {"stall_us": 120_000, "state": "open"}}
-    return record.rows(contender, 0, MOVE, conversation, sessions, {FLOW: {0: 5.0, 1: 6.0, 2: 107.0}}, tap_dropped)
+    return record.rows(contender, 0, MOVE, conversation, sessions, SEEN, SPOKEN, tap_dropped)
 
 
 def test_row_says_where_the_client_was_and_adds_both_directions() -> None:
     (row,) = rows(lost=1)
     assert (row.client, row.subnet, row.sent, row.lost, row.gap_ms) == ("destination", "same", 6, 1, 101.0)
+    assert (row.silence_ms, record.added_ms(row)) == (98.0, 3.0)
     assert (row.downtime_ms, row.pause_ms, row.tcp_stall_ms) == (100.0, 98.0, 120.0)
 
 
 def test_verdict_holds_without_loss_and_falls_with_one_packet() -> None:
-    assert [good for _, good, _ in record.verdicts(rows(lost=0))] == [True] * 5
-    assert [good for _, good, _ in record.verdicts(rows(lost=1))] == [False, True, True, True, True]
-    assert [good for _, good, _ in record.verdicts(rows(lost=1, tap_dropped=1))] == [True] * 5
+    assert [good for _, good, _ in record.verdicts(rows(lost=0))] == [True] * 7
+    assert [good for _, good, _ in record.verdicts(rows(lost=1))] == [False, *[True] * 6]
+    assert [good for _, good, _ in record.verdicts(rows(lost=1, tap_dropped=1))] == [True] * 7
 
 
 @pytest.mark.parametrize(("gap_ms", "expected"), [(105.0, [True, True]), (106.0, [False, True]), (121.0, [False] * 2)])
 def test_gap_is_held_to_the_guests_own_pause(gap_ms: float, expected: list[bool]) -> None:
+    row = replace(rows(lost=0)[0], gap_ms=gap_ms, silence_ms=99.0)
+    assert [good for _, good, _ in record.verdicts([row])][3:5] == expected
+
+
+@pytest.mark.parametrize(("gap_ms", "expected"), [(103.0, [True, True]), (104.0, [False, True]), (119.0, [False] * 2)])
+def test_gap_is_held_to_what_the_guest_itself_did_not_say(gap_ms: float, expected: list[bool]) -> None:
     row = replace(rows(lost=0)[0], gap_ms=gap_ms)
-    assert [good for _, good, _ in record.verdicts([row])][3:] == expected
+    assert [good for _, good, _ in record.verdicts([row])][5:] == expected
+
+
+def test_longest_gap_is_between_two_arrivals_in_a_row_whatever_their_numbers() -> None:
+    assert record.longest_gap({0: 5.0, 2: 6.0, 1: 107.0}) == (2, 1)
+    assert record.longest_gap({7: 1.0}) == (-1, -1)
 
 
 def test_time_of_hooks_is_told_by_operation_and_place_and_in_all() -> None:
