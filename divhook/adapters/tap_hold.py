@@ -27,12 +27,13 @@ class TapHold:
     """Keeps a tap in being until `close`. Raises OSError where it can't be had; then it goes with QEMU."""
 
     def __init__(self, pid: int, ifname: str) -> None:
-        theirs = next((fd for fd in _taps_of(pid) if _interface(pid, fd) == ifname), None)
-        if theirs is None:
+        self.theirs = [fd for fd in _taps_of(pid) if _interface(pid, fd) == ifname]
+        """QEMU's own numbers of it: one for each queue."""
+        if not self.theirs:
             raise FileNotFoundError(f"process {pid} has no descriptor of {ifname}")
         process = os.pidfd_open(pid)
         try:
-            self._descriptor = _libc.syscall(_PIDFD_GETFD, process, theirs, 0)
+            self._descriptor = _libc.syscall(_PIDFD_GETFD, process, self.theirs[0], 0)
             if self._descriptor < 0:
                 error = ctypes.get_errno()
                 raise OSError(error, f"pidfd_getfd: {os.strerror(error)}")

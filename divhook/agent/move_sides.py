@@ -13,6 +13,9 @@ from divhook.core.moves.messages import Handover
 from divhook.core.moves.source import SourceMove
 from divhook.core.wire.discovery import Claim
 
+QUEUE_FRAMES = 4096
+"""Length of the tap's queue at the destination; as many as the source keeps for it."""
+
 
 class Owner(Protocol):
     """Guests: who keeps NICs, ports and claims."""
@@ -77,6 +80,10 @@ class Leaving:
         if self.watch is not None:
             self.watch.drain()
 
+    def look(self) -> bool:
+        """Find out what the guest has not seen, which is paused now. False where that can't be told yet."""
+        return self.watch is not None and self.watch.look()
+
     def let_go(self) -> None:
         """Its tap may go."""
         if self.watch is not None:
@@ -84,7 +91,12 @@ class Leaving:
 
 
 class Coming:
-    """A NIC that comes."""
+    """A NIC that comes, and what was sent to it before it could be put into its tap.
+
+    loaded: QEMU has the state of the guest's NIC. Before that, it takes the one frame that it reads and holds for one
+    without a virtio_net_hdr, or with a shorter one, and the guest is given rubbish instead (host_vnet_hdr_len and
+    using_vnet_hdr in QEMU's net/tap.c).
+    """
 
     def __init__(self, nic: Nic, record: MoveRecord) -> None:
         self.nic = nic
@@ -92,6 +104,25 @@ class Coming:
         self.record = record
         self.channel: Channel | None = None
         self.sender: TapSender | None = None
-        self.waiting: list[bytes] = []
+        self.loaded = False
+        self._waiting: list[bytes] = []
         self.announced: Claim | None = None
         self.flows = 0
+
+    def kept(self) -> list[bytes]:
+        """What was kept, which is not any more."""
+        kept, self._waiting = self._waiting, []
+        return kept
+
+    def take(self, frames: list[bytes]) -> int:
+        """Into the tap, or kept for it. How many found no room."""
+        if not self.loaded or not self.move.on_frames(len(frames)):
+            room = max(0, QUEUE_FRAMES - len(self._waiting))
+            self._waiting += frames[:room]
+            return len(frames[room:])
+        if not self.record.copied:
+            self.record.note(f"first frames from the source ({len(frames)})")
+        sender = self.sender
+        failed = sum(1 for frame in frames if sender is None or not sender.send(frame))
+        self.record.copied += len(frames) - failed
+        return failed

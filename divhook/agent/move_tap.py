@@ -10,12 +10,15 @@ from collections.abc import Callable
 
 from divhook.adapters.tap_capture import BATCH, TapCapture
 from divhook.adapters.tap_hold import TapHold
+from divhook.adapters.tap_reads import TapReads
 from divhook.agent.move_record import MoveRecord
 from divhook.agent.nic import Nic
 from divhook.core.moves.unread import Delivered, Unread
 
 SAMPLE_S = 0.02
 """How often the tap's counter is compared with what was sent into it."""
+MAX_LOOKS = 3
+"""QEMU may read one frame more while it is looked at."""
 MAX_DRAINS = 256
 """Batches that are read in a row: more frames than a capture has room for."""
 
@@ -37,11 +40,19 @@ class TapWatch:
         self._last = capture.before
         self.unread = Unread(*capture.before)
         self._hold: TapHold | None = None
+        self._reads: TapReads | None = None
         try:
-            self._hold = TapHold(pid_of(nic.guest), nic.ifname)
+            pid = pid_of(nic.guest)
+            self._hold = TapHold(pid, nic.ifname)
+            if len(self._hold.theirs) > 1:
+                raise ValueError(f"it has {len(self._hold.theirs)} queues, and which one a frame is in can't be told")
+            self._reads = TapReads(pid, self._hold.theirs[0])
         except (OSError, ValueError) as error:
-            record.note(f"its tap goes with QEMU, and what is sent into it just then is lost: {error}")
-            log.info("%s: its tap cannot be held: %s", nic, error)
+            if self._hold is None:
+                record.note(f"its tap goes with QEMU, and what is sent into it just then is lost: {error}")
+            else:
+                record.note(f"a frame may be lost, or come twice: how QEMU reads its tap is not shown: {error}")
+            log.info("%s: its tap cannot be held, or QEMU not be watched: %s", nic, error)
         self._loop.add_reader(capture.fileno(), self._readable)
         self._loop.call_later(SAMPLE_S, self._sample)
 
@@ -50,6 +61,18 @@ class TapWatch:
         if self._capture is not None:
             self._last = self._capture.counters() or self._last
         return self._last
+
+    def look(self) -> bool:
+        """Find out what the guest has not seen, which is paused now. False where that can't be told yet."""
+        if self._reads is None:
+            return False
+        for _ in range(MAX_LOOKS):
+            self.drain()
+            read, _ = self.counters()
+            steps = self._reads.steps(self._reads.ring())
+            if steps is not None and read == self.counters()[0]:
+                return self.unread.looked(read, steps)
+        return False
 
     def drain(self) -> None:
         """Read all that waits now."""
@@ -75,6 +98,9 @@ class TapWatch:
             self._loop.remove_reader(self._capture.fileno())
             self._capture.close()
             self._capture = None
+        if self._reads is not None:
+            self._reads.close()
+            self._reads = None
 
     def _readable(self) -> None:
         if self._read() < BATCH:

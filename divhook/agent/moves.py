@@ -21,7 +21,7 @@ from divhook.agent.dataplane import Dataplane
 from divhook.agent.forwarding import Forwarding
 from divhook.agent.move_channel import HANDSHAKE_S, Channel
 from divhook.agent.move_record import MoveRecord, records
-from divhook.agent.move_sides import Coming, Leaving, Owner
+from divhook.agent.move_sides import QUEUE_FRAMES, Coming, Leaving, Owner
 from divhook.agent.move_tap import TapWatch
 from divhook.agent.nic import Key, Nic
 from divhook.core.addressing import Address, mac_text
@@ -67,8 +67,8 @@ MAX_MOVES = 128
 """NICs that leave, and that come, at one time; more are announced only."""
 HANDOVER_S = 5.0
 """How long a new connection may take to say what it hands over."""
-QUEUE_FRAMES = 4096
-"""Length of the tap's queue at the destination; as many as the source keeps for it."""
+LOOK_S = 0.01
+"""How often it is looked whether what the paused guest has not seen can be told."""
 SETTLE_S = 0.002
 SETTLE_TRIES = 20
 """What QEMU takes, once it has told that it is done, to have read its last frame: looked at so often, so far apart."""
@@ -78,6 +78,8 @@ HOLD_S = 1.0
 """How long a tap is held after its port is gone, for frames that are on their way into it."""
 PREPARE_AGAIN_S = 20.0
 """How often the hosts of talkers are told of a move whose copy lasts: they remember it for a minute."""
+LOADED_STATE = "completed"
+"""In which QEMU's migration is at the destination, once the guest can go on there."""
 SETTLED_STATES = frozenset({"completed", "postcopy-active"})
 UNMOVED_STATES = frozenset({"failed", "cancelled", "cancelling"})
 """In which a migration of QEMU's leaves the guest where it was."""
@@ -280,8 +282,12 @@ class Moves:
         for leaving in [each for key, each in self._leaving.items() if key[0] == uuid]:
             self._source_event(leaving, event)
         for coming in [each for key, each in self._coming.items() if key[0] == uuid]:
-            if kind is EventKind.QEMU_RESUME:
+            if kind is EventKind.QEMU_MIGRATION and event.detail == LOADED_STATE and not coming.loaded:
+                coming.record.note("all is loaded (QEMU)", event.at_ns / 1e9)
+                self._loaded(coming)
+            elif kind is EventKind.QEMU_RESUME:
                 coming.record.note("resumed (QEMU)", event.at_ns / 1e9)
+                self._loaded(coming)
                 self._owner.resumed(uuid)
 
     def _source_event(self, leaving: Leaving, event: GuestEvent) -> None:
@@ -290,6 +296,7 @@ class Moves:
             record.note("paused (QEMU)", event.at_ns / 1e9)
             move.on_paused(event.at_ns, leaving.counters()[1])
             self._plane.drain()  # what it has sent goes out before it runs elsewhere
+            self._look(leaving)
         elif kind is EventKind.SUSPENDED and knows(move.state, SourceEvent.PAUSED):
             move.on_paused(time.time_ns() - PAUSE_SLACK_NS, leaving.counters()[1])
         elif kind is EventKind.QEMU_MIGRATION and event.detail in SETTLED_STATES:
@@ -306,16 +313,25 @@ class Moves:
                 self._act(leaving, move.on_abandoned())
         self._state(leaving)
 
+    def _look(self, leaving: Leaving) -> None:
+        """Whether it can be told already; else again until QEMU has told that it is done."""
+        if leaving.look():
+            self._settled(leaving)
+        elif leaving.move.state is SourceState.PAUSED:
+            self._loop.call_later(LOOK_S, self._look, leaving)
+
     def _settle(self, leaving: Leaving, tries: int = SETTLE_TRIES) -> None:
         move = leaving.move
         if not knows(move.state, SourceEvent.SETTLED):
             return
         leaving.drain()
-        tx_packets = leaving.counters()[0]
-        if tries and move.unread is not None and not move.unread.settled(tx_packets):
+        if tries and move.unread is not None and not move.unread.settled(leaving.counters()[0]):
             self._loop.call_later(SETTLE_S, self._settle, leaving, tries - 1)
             return
-        self._act(leaving, move.on_settled(tx_packets))
+        self._settled(leaving)
+
+    def _settled(self, leaving: Leaving) -> None:
+        self._act(leaving, leaving.move.on_settled(leaving.counters()[0]))
         self._state(leaving)
 
     def _gone(self, leaving: Leaving, what: str) -> None:
@@ -472,15 +488,20 @@ class Moves:
             self._owner.may_speak(coming.nic)
             self._say(coming.channel, MoveMessage.READY)
             coming.record.note("ready: frames are queued")
-            waiting, coming.waiting = coming.waiting, []
-            self._deliver(coming, waiting)
+            self._deliver(coming, coming.kept())
         self._coming_state(coming)
+
+    def _loaded(self, coming: Coming) -> None:
+        """QEMU has the state of the guest's NIC."""
+        coming.loaded = True
+        self._deliver(coming, coming.kept())
 
     def runs(self, nic: Nic, what: str = "runs here") -> None:
         """The guest runs here, and its claim is made."""
         coming = self._coming.get(nic.key)
         if coming is None or coming.announced is not None:
             return
+        self._loaded(coming)
         coming.announced = next((c for c in self._plane.pipeline.discovery.claims() if c.address == nic.address), None)
         coming.record.note(f"{what}: claimed and announced")
         if not coming.move.handed:
@@ -615,17 +636,7 @@ class Moves:
         if onward is not None and onward.move.state is SourceState.MOVED:  # it has moved on already
             self._send_frames(onward, frames)
             return
-        if not coming.move.on_frames(len(frames)):
-            room = QUEUE_FRAMES - len(coming.waiting)
-            coming.waiting += frames[:room]
-            frames = frames[room:]
-            failed = len(frames)
-        else:
-            if not coming.record.copied:
-                coming.record.note(f"first frames from the source ({len(frames)})")
-            sender = coming.sender
-            failed = sum(1 for frame in frames if sender is None or not sender.send(frame))
-            coming.record.copied += len(frames) - failed
+        failed = coming.take(frames)
         if failed:
             self._plane.execute([Drop(DropReason.MOVE_QUEUE_FULL, coming.nic.port)] * min(failed, QUEUE_FRAMES))
 

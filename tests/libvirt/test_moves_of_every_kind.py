@@ -1,6 +1,6 @@
 """However a guest with two NICs moves, no packet is lost or doubled: by number, both ways, in its subnet and routed.
 
-`make move-tests` runs it in both modes of the fast path, with more kinds and a longer series.
+`make move-tests` runs it in both modes of the fast path, with a longer series.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,15 +27,10 @@ KINDS = {
     "live": ORDINARY,
     "not live": ("--persistent", "--undefinesource"),
     "post-copy": (*ORDINARY, "--postcopy", "--postcopy-after-precopy"),
+    "peer-to-peer": (*ORDINARY, "--p2p"),
+    "tunnelled": (*ORDINARY, "--p2p", "--tunnelled"),
+    "defined in both places": ("--live", "--persistent"),
 }
-if (
-    EXTENDED
-):  # tunnelled: one packet for each NIC was lost and not counted in one of a few such moves, on a busy machine
-    KINDS |= {
-        "peer-to-peer": (*ORDINARY, "--p2p"),
-        "tunnelled": (*ORDINARY, "--p2p", "--tunnelled"),
-        "defined in both places": ("--live", "--persistent"),
-    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,13 +45,11 @@ def test_move_loses_and_doubles_nothing(
     traveller.settled(target)
 
 
-if EXTENDED:  # one packet for each NIC was lost and not counted in one of a few such series
-
-    def test_moves_without_a_rest_lose_nothing(traveller: Traveller) -> None:
-        with traveller.talking():
-            for _ in range(MOVES):
-                traveller.move(traveller.elsewhere)
-        traveller.settled(traveller.place)
+def test_moves_without_a_rest_lose_nothing(traveller: Traveller) -> None:
+    with traveller.talking():
+        for _ in range(MOVES):
+            traveller.move(traveller.elsewhere)
+    traveller.settled(traveller.place)
 
 
 def test_guest_that_arrives_suspended_stays_so_and_is_reached_there_once_it_is_resumed(traveller: Traveller) -> None:

@@ -6,6 +6,7 @@ sender ─▶ from0 ─▶ QEMU (the test, which reads its descriptor)       sou
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import os
 import socket
@@ -22,6 +23,7 @@ from namespaces import Namespace
 from divhook.abi.entries import TrafficCount
 from divhook.adapters.handover import Pinned
 from divhook.adapters.libvirt import EventKind, GuestEvent
+from divhook.agent import move_tap
 from divhook.agent.moves import Moves
 from divhook.agent.nic import Nic
 from divhook.config.configuration import Placement
@@ -66,8 +68,18 @@ class Tap:
         return found
 
     def end(self) -> None:
-        """QEMU ends."""
-        os.close(self.fd)
+        """QEMU ends. Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+_libc = ctypes.CDLL(None)
+
+
+def qemu_sleeps() -> None:
+    """As its main loop does between two rounds."""
+    _libc.ppoll(None, 0, (ctypes.c_long * 2)(0, 0), None)
 
 
 class Host:
@@ -114,8 +126,8 @@ class Host:
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: self.said.append(name)
 
-    def event(self, kind: EventKind, detail: str = "") -> None:
-        self.moves.event(GuestEvent(kind, "g", UUID, detail, time.time_ns()))
+    def event(self, kind: EventKind, detail: str = "", at_ns: int = 0) -> None:
+        self.moves.event(GuestEvent(kind, "g", UUID, detail, at_ns or time.time_ns()))
 
 
 def made_nic(tap: Tap, incoming: bool) -> Nic:
@@ -146,11 +158,16 @@ class Run:
     def state(self) -> str:
         return self.source.moves.records[-1].state
 
-    def pause(self) -> None:
-        self.source.event(EventKind.QEMU_STOP)
+    def pause(self, at_ns: int = 0) -> None:
+        self.source.event(EventKind.QEMU_STOP, at_ns=at_ns)
+
+    def load(self) -> None:
+        """QEMU has the guest's state at the destination."""
+        self.target.event(EventKind.QEMU_MIGRATION, "completed")
 
     async def settle(self) -> None:
         self.source.event(EventKind.QEMU_MIGRATION, "completed")
+        self.load()
         await until(lambda: self.state() in ("copying", "moved"))
 
     async def came(self, frames: int) -> list[int]:
@@ -169,6 +186,8 @@ class Run:
     async def end(self) -> None:
         for host in (self.source, self.target):
             await host.moves.stop()
+        for tap in (self.here, self.there):
+            tap.end()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -291,3 +310,103 @@ def test_what_is_read_while_the_watch_begins_is_not_sent_again(namespace: Namesp
 
     with namespace.entered():
         asyncio.run(whole())
+
+
+def test_what_qemu_held_as_it_paused_and_threw_away_is_sent_on_at_once(namespace: Namespace) -> None:
+    """It reads frame 3 and can't give it, throws it away, and reads frame 4, which it holds: both are unseen.
+
+    Known as soon as it is paused: libvirt has not said that all is copied, and 5 and 6 follow as they come.
+    """
+
+    async def story(run: Run) -> None:
+        run.here.send(1, 2)
+        qemu_sleeps()
+        assert run.here.read() == [1, 2]
+        qemu_sleeps()
+        run.here.send(3, 4)
+        assert run.here.read(1) == [3]
+        qemu_sleeps()
+        paused_ns = time.time_ns()
+        assert run.here.read(1) == [4]
+        qemu_sleeps()
+        run.pause(paused_ns)
+        assert run.state() == "copying"
+        run.here.send(5, 6)
+        run.load()
+        assert await run.came(4) == [3, 4, 5, 6]
+        assert not run.source.dropped
+
+    play(namespace, story)
+
+
+def test_what_a_running_qemu_has_given_its_guest_is_not_sent_on(namespace: Namespace) -> None:
+    """All was read, and the tap tried once more: whatever was sent a moment before the pause, the guest has it."""
+
+    async def story(run: Run) -> None:
+        qemu_sleeps()
+        run.here.send(1, 2)
+        assert run.here.read() == [1, 2]
+        qemu_sleeps()
+        run.pause()
+        assert run.state() == "copying"
+        run.here.send(3)
+        run.load()
+        assert await run.came(1) == [3]
+        assert not run.source.dropped
+
+    play(namespace, story)
+
+
+def test_where_qemus_steps_are_not_shown_its_habits_must_do(namespace: Namespace, monkeypatch: Any) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(1, "perf_event_open: Operation not permitted")
+
+    monkeypatch.setattr(move_tap, "TapReads", refused)
+
+    async def story(run: Run) -> None:
+        run.here.send(1)
+        assert run.here.read() == [1]
+        await asyncio.sleep(0.01)
+        run.pause()
+        run.here.send(2)
+        run.here.read(1)
+        assert run.state() == "paused"
+        await run.settle()
+        assert await run.came(1) == [2]
+        assert any("how QEMU reads its tap is not shown" in text for _, text in run.source.moves.records[-1].notes)
+
+    play(namespace, story)
+
+
+def test_nothing_is_put_into_a_tap_before_its_new_qemu_knows_the_nic(namespace: Namespace) -> None:
+    """It would read one frame and hold it without the header that the guest's driver has agreed on: rubbish."""
+
+    async def story(run: Run) -> None:
+        qemu_sleeps()
+        run.pause()
+        run.here.send(1, 2)
+        (coming,) = run.target.moves._coming.values()
+        await until(lambda: len(coming._waiting) == 2)
+        assert run.there.read() == []
+        run.load()
+        run.here.send(3)
+        assert await run.came(3) == [1, 2, 3]
+
+    play(namespace, story)
+
+
+@pytest.mark.parametrize("word", ["resumed", "runs"])
+def test_a_guest_that_runs_has_its_nic(namespace: Namespace, word: str) -> None:
+    """Where QEMU has not told that all is loaded."""
+
+    async def story(run: Run) -> None:
+        qemu_sleeps()
+        run.pause()
+        run.here.send(1)
+        if word == "resumed":
+            run.target.event(EventKind.QEMU_RESUME)
+        else:
+            run.target.moves.runs(run.target.nic)
+        assert await run.came(1) == [1]
+
+    play(namespace, story)

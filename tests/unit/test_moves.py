@@ -13,7 +13,7 @@ from divhook.core.moves.states import (
     SourceState,
     move_states_markdown,
 )
-from divhook.core.moves.unread import Delivered, Unread
+from divhook.core.moves.unread import DOUBT_NS, Delivered, Unread
 from divhook.core.reasons import DropReason
 from divhook.core.transitions import TransitionError
 from divhook.core.wire.discovery import Claim
@@ -22,6 +22,7 @@ PEER, OWN = parse_mac("06:00:00:00:00:0b"), parse_mac("06:00:00:00:00:0a")
 CLAIM = Claim(parse_address("10.1.1.5"), parse_mac("52:54:00:00:00:01"), OWN, 100, 50, 7, 9)
 THERE = Claim(CLAIM.address, CLAIM.vmac, PEER, 101, 50, 7, 9)
 STOP_NS = 1_000_000_000
+LONG_BEFORE = -2 * DOUBT_NS
 ALL, CHANGED = SendFlows(changed=False), SendFlows(changed=True)
 
 
@@ -40,7 +41,7 @@ def move(*, ready: bool = True) -> SourceMove:
 
 def test_frames_of_the_pause_are_sent_once_qemu_is_settled_then_live_ones_then_the_claim_is_given_up() -> None:
     m = move()
-    assert m.on_frame(frame(-5000)) == []
+    assert m.on_frame(frame(LONG_BEFORE)) == []
     m.on_paused(STOP_NS, 0)
     assert m.on_frame(frame(1)) == m.on_frame(frame(2)) == []
     assert m.on_settled(2) == [CHANGED, SendFrames((frame(1), frame(2)))]
@@ -227,7 +228,7 @@ def test_an_announcement_that_outruns_the_news_of_the_pause_still_brings_what_is
     if not ready:
         m = move(ready=False)
         m.on_linked()
-    for number in (1, 2, 3):
+    for number in (LONG_BEFORE, 2, 3):
         m.on_frame(frame(number))
     assert m.on_active(THERE, 2, 0, STOP_NS + 10) == [CHANGED, SendFrames((frame(2), frame(3))), MovedOut(THERE)]
     m.on_paused(STOP_NS, 0)

@@ -17,7 +17,7 @@ from divhook.core import auth, census, keys
 from divhook.core.discovery.claims import CLAIM_TRANSITIONS
 from divhook.core.discovery.limits import Limits
 from divhook.core.discovery.source_check import ROWS
-from divhook.core.moves import asking, source, unread
+from divhook.core.moves import asking, reads, source, unread
 from divhook.core.moves import messages as messages_of_moves
 from divhook.core.moves.states import move_states_markdown
 from divhook.core.neighbor import transition_table_markdown
@@ -119,6 +119,7 @@ def limits() -> str:
         (discovery, {"MAX_PAYLOAD", "BLOCK_HOSTS"}),
         (messages_of_moves, set[str]()),
         (source, set[str]()),
+        (reads, set[str]()),
         (unread, set[str]()),
         (asking, set[str]()),
         (keys, {"MAX_KEYS", "MAX_KEY_FILE"}),
