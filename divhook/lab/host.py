@@ -55,6 +55,8 @@ DIRECTORIES = (
 )
 AGENT_TIMEOUT_S = 60.0
 AGENT_POLL_S = 0.1
+NICE = "-10"
+"""As systemd/divhook-agent.service has it."""
 ENTER_SCRIPT = """
 hostname "$1"; shift
 umount -R -l "$1"; shift      # do not pin the other namespaces from in here
@@ -202,7 +204,9 @@ class LabHost:
         if self.agent_pid is not None:
             return
         processes.spawn(
-            self.namespaces.enter(sys.executable, "-m", "divhook.cli.main", "agent", "--foreground"),
+            self.namespaces.enter(
+                *("nice", "-n", NICE, sys.executable, "-m", "divhook.cli.main", "agent", "--foreground")
+            ),
             self._agent_pid_file,
             self.agent_log,
             package_environment(),
