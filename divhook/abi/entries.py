@@ -221,7 +221,7 @@ class RemoteEndpoint:
     """Map `endpoints`: a neighbour, as discovery has it. used: whether a frame has passed since this was written.
 
     heard: whether one came from it. next: pmac of the host that it is about to move to. forwarded: it has moved there
-    from here, and what still comes for it is sent on.
+    from here, and what still comes for it is sent on. sent_on: so many packets so far, mod 2^32.
     """
 
     claim: Claim
@@ -230,6 +230,7 @@ class RemoteEndpoint:
     heard: bool = False
     next: Mac | None = None
     forwarded: bool = False
+    sent_on: int = 0
 
     def pack(self) -> layout.Endpoint:
         """struct endpoint. Raises ValueError where a field is out of range."""
@@ -245,6 +246,7 @@ class RemoteEndpoint:
             host=packed_mac(claim.host),
             next=packed_mac(self.next or ZERO_MAC),
             flags=layout.ENDPOINT_FORWARDED * self.forwarded,
+            ifindex=self.sent_on,
             used=layout.ENDPOINT_USED * self.used | layout.ENDPOINT_HEARD * self.heard,
         )
 
@@ -297,7 +299,8 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
             host if host != ZERO_MAC else None,
         )
     claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
-    return RemoteEndpoint(claim, raw.mtu, used, heard, upcoming, bool(raw.flags & layout.ENDPOINT_FORWARDED))
+    forwarded = bool(raw.flags & layout.ENDPOINT_FORWARDED)
+    return RemoteEndpoint(claim, raw.mtu, used, heard, upcoming, forwarded, raw.ifindex)
 
 
 @dataclass(frozen=True, slots=True)

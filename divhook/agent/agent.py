@@ -442,7 +442,7 @@ class Agent:
 
     def on_late(self, late: ToNewHost) -> None:
         """A packet for an endpoint that has moved away."""
-        self.moves.late(late)
+        self.moves.late_senders.packet(late)
 
     def on_lease(self, endpoint: Endpoint, event: LeaseEvent) -> None:
         """A DHCP client did something."""

@@ -111,6 +111,11 @@ class FastPath:
         if address in self._published:
             self._publish(address, now)
 
+    def sent_on(self, address: Address) -> int:
+        """How many packets the programs have sent on for an endpoint that has moved away; 0 where they do not."""
+        entry = self._programs.endpoint(address) if address in self._forwarded else None
+        return entry.sent_on if isinstance(entry, RemoteEndpoint) and entry.forwarded else 0
+
     def moved_out(self, address: Address, now: float) -> None:
         """The endpoint of a port is on another host, as discovery knows: exchanged in place, no frame between."""
         if self._local.pop(address, None) is not None:
@@ -171,6 +176,8 @@ class FastPath:
         fresh = RemoteEndpoint(claim, facts.mtu, next=entry.next, forwarded=forwarded)
         try:
             known = self._programs.endpoint(address)
+            counted = known.sent_on if forwarded and isinstance(known, RemoteEndpoint) else 0
+            fresh = replace(fresh, sent_on=counted)
             if not isinstance(known, RemoteEndpoint) or replace(known, used=False, heard=False) != fresh:
                 self._programs.set_endpoint(address, fresh)
         except BpfError as error:

@@ -1,15 +1,26 @@
-"""Endpoints that have moved, in core and kernel alike.
+"""Endpoints that have moved, in core and kernel alike, and what comes late for them.
 
 From here: what comes late is sent on, as long as something does. To here: it is taken from the host that sends it on.
 """
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 
 from divhook.agent.dataplane import Dataplane
+from divhook.agent.move_sides import Leaving
+from divhook.agent.nic import Key
 from divhook.agent.ports import tell_kernel
 from divhook.core.addressing import Address, Mac
+from divhook.core.endpoint import PORT_WIRE
+from divhook.core.moves.messages import MoveMessage, emit
 from divhook.core.moves.source import FORWARD_S
+from divhook.core.moves.states import SourceState
+from divhook.core.outputs import Drop, ToNewHost
+from divhook.core.reasons import DropReason
+
+LOOK_S, LOOK_CLOSELY_S = 0.1, 2.0
+"""How often the kernel is asked what it has sent on; less often when it has sent nothing for so long."""
 
 
 class Forwarding:
@@ -33,6 +44,10 @@ class Forwarding:
     def _tell(self, address: Address, host: Mac | None) -> None:
         tell_kernel(self._plane.fastpath.forward, address, host, self._plane.now())
 
+    def sent_on(self, address: Address) -> int:
+        """How many packets the kernel has sent on, since it does."""
+        return self._plane.fastpath.sent_on(address)
+
     def adopted(self, address: Address, host: Mac) -> None:
         """The agent before this one had it sent on: it is, for a while."""
         self._plane.pipeline.moved[address] = host
@@ -50,3 +65,53 @@ class Forwarding:
         else:
             former[address] = host
         tell_kernel(self._plane.fastpath.came_from, address, host)
+
+
+class LateSenders:
+    """What still comes for NICs that have moved from here: sent on by the kernel, or over the channel, and noted.
+
+    leaving: the moves. tell: says to the other agent what is noted of one.
+    """
+
+    def __init__(
+        self,
+        plane: Dataplane,
+        forwarding: Forwarding,
+        leaving: Mapping[Key, Leaving],
+        tell: Callable[[Leaving], None],
+    ) -> None:
+        self._plane = plane
+        self._forwarding = forwarding
+        self._leaving = leaving
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+
+    def packet(self, packet: ToNewHost) -> None:
+        """One that the kernel has left to the agent."""
+        leaving = next((each for each in self._leaving.values() if each.move.claim.address == packet.address), None)
+        channel = leaving.channel if leaving is not None else None
+        if leaving is None or channel is None or not channel.send(emit(MoveMessage.LATE, packet.host + packet.packet)):
+            self._plane.execute([Drop(DropReason.MOVE_NOT_HANDED_OVER, PORT_WIRE, packet.packet)])
+            return
+        self._noted(leaving, 1)
+
+    def watch(self, leaving: Leaving) -> None:
+        """From now on what the kernel sends on is noted, too."""
+        self._loop.call_later(LOOK_S, self._look, leaving)
+
+    def _look(self, leaving: Leaving) -> None:
+        if self._leaving.get(leaving.nic.key) is not leaving or leaving.move.state is not SourceState.MOVED:
+            return
+        before, leaving.sent_on = leaving.sent_on, self._forwarding.sent_on(leaving.move.claim.address)
+        if leaving.sent_on > before:
+            self._noted(leaving, leaving.sent_on - before)
+        elif leaving.told_late != leaving.record.late:
+            leaving.told_late = leaving.record.late
+            self._tell(leaving)
+        closely = self._loop.time() - leaving.used_s < LOOK_CLOSELY_S
+        self._loop.call_later(LOOK_S if closely else LOOK_CLOSELY_S, self._look, leaving)
+
+    def _noted(self, leaving: Leaving, packets: int) -> None:
+        leaving.used_s = self._loop.time()
+        leaving.record.late += packets
+        leaving.record.late_at_s = time.time()

@@ -26,18 +26,26 @@ class MoveRecord:
     notes: list[tuple[float, str]] = field(default_factory=list)
     other: list[tuple[float, str]] = field(default_factory=list)
     copied: int = 0  # source: frames that were sent to the destination; destination: that came
-    late: int = 0  # of them, after the guest ran there
+    late: int = 0  # sent on after the guest ran there, by whichever way
+    late_at_s: float = 0.0  # the last of them
     unread: int = 0  # source: of them, those that were in the tap at the pause
 
     def note(self, text: str, at_s: float | None = None) -> None:
-        """One line more, of MAX_NOTES."""
-        if len(self.notes) < MAX_NOTES:
+        """One line more, of MAX_NOTES with that of the late packets."""
+        if len(self.notes) < MAX_NOTES - 1:
             self.notes.append((time.time() if at_s is None else at_s, text))
+
+    def lines(self) -> list[tuple[float, str]]:
+        """(wall clock, text) of what this host has to say of it."""
+        if not self.late_at_s:
+            return self.notes
+        what = "sent on" if self.role == "source" else "came"
+        return [*self.notes, (self.late_at_s, f"the last late packet {what}, of {self.late}")]
 
     def row(self) -> dict[str, Any]:
         """For the control socket."""
         here, there = ("source", "destination") if self.role == "source" else ("destination", "source")
-        lines = [(at, here, text) for at, text in self.notes] + [(at, there, text) for at, text in self.other]
+        lines = [(at, here, text) for at, text in self.lines()] + [(at, there, text) for at, text in self.other]
         return {
             "guest": self.guest,
             "nic": mac_text(self.mac),

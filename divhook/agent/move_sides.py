@@ -68,6 +68,8 @@ class Leaving:
         self.channel: Channel | None = None
         self.ended_s = 0.0
         self.used_s = 0.0
+        self.sent_on = 0
+        self.told_late = 0
         self.flows_s = 0.0
         self.noted_first = False
 

@@ -18,7 +18,7 @@ from divhook.adapters.tap_capture import TapSender, queue_length
 from divhook.adapters.tap_hold import qemu_pid
 from divhook.agent import move_contents
 from divhook.agent.dataplane import Dataplane
-from divhook.agent.forwarding import Forwarding
+from divhook.agent.forwarding import Forwarding, LateSenders
 from divhook.agent.move_channel import HANDSHAKE_S, Channel
 from divhook.agent.move_record import MoveRecord, records
 from divhook.agent.move_sides import QUEUE_FRAMES, Coming, Leaving, Owner
@@ -59,7 +59,7 @@ from divhook.core.moves.source import (
     knows,
 )
 from divhook.core.moves.states import DestinationEvent, SourceEvent, SourceState
-from divhook.core.outputs import Drop, ToNewHost
+from divhook.core.outputs import Drop
 from divhook.core.reasons import DropReason
 from divhook.core.wire.discovery import Claim
 
@@ -120,6 +120,7 @@ class Moves:
         self._connections = 0
         self._loop = asyncio.get_running_loop()
         self.forwarding = Forwarding(dataplane, self._is_leaving)
+        self.late_senders = LateSenders(dataplane, self.forwarding, self._leaving, self._say_source_notes)
         dataplane.fastpath.on_forwarded = self.forwarding.adopted
 
     def _is_leaving(self, address: Address) -> bool:
@@ -358,6 +359,7 @@ class Moves:
                 self._owner.moved_out(leaving.nic, action.claim)
                 self._loop.call_later(FORWARD_S, self._expire_source, leaving)
                 self._loop.call_later(HOLD_S, leaving.let_go)
+                self.late_senders.watch(leaving)
             elif isinstance(action, Lost):
                 self._plane.execute([Drop(action.reason, PORT_WIRE)] * action.frames)
                 leaving.record.note(f"{action.frames} frames lost: {action.reason.name.lower()}")
@@ -393,19 +395,6 @@ class Moves:
     def _forward(self, leaving: Leaving) -> None:
         """What late senders bring goes over the channel, and is there taken as if it had come from the wire."""
         self.forwarding.begin(leaving.move.claim.address, leaving.move.peer)
-
-    def late(self, packet: ToNewHost) -> None:
-        """A late sender's packet for an endpoint that has moved away."""
-        leaving = next((each for each in self._leaving.values() if each.move.claim.address == packet.address), None)
-        if (
-            leaving is None
-            or leaving.channel is None
-            or not leaving.channel.send(emit(MoveMessage.LATE, packet.host + packet.packet))
-        ):
-            self._plane.execute([Drop(DropReason.MOVE_NOT_HANDED_OVER, PORT_WIRE, packet.packet)])
-            return
-        leaving.used_s = self._loop.time()
-        leaving.record.late += 1
 
     def _expire_source(self, leaving: Leaving) -> None:
         if leaving.move.ended or self._leaving.get(leaving.nic.key) is not leaving:
@@ -595,6 +584,7 @@ class Moves:
         elif kind is MoveMessage.LATE:
             host, packet = late_untrusted(body, coming.nic.address)
             coming.record.late += 1
+            coming.record.late_at_s = time.time()
             now = self._loop.time()
             self._plane.inject(now, self._plane.pipeline.from_former(host, packet, now))
         elif kind is MoveMessage.COMMITTED and not coming.move.ended:
@@ -642,7 +632,7 @@ class Moves:
 
     def _say_notes(self, coming: Coming) -> None:
         if coming.channel is not None:
-            coming.channel.send(emit(MoveMessage.NOTES, json.dumps({"notes": coming.record.notes}).encode()))
+            coming.channel.send(emit(MoveMessage.NOTES, json.dumps({"notes": coming.record.lines()}).encode()))
 
     def _expire_destination(self, coming: Coming) -> None:
         coming.move.step(DestinationEvent.EXPIRED)
@@ -675,7 +665,7 @@ class Moves:
 
     def _say_source_notes(self, leaving: Leaving) -> None:
         if leaving.channel is not None:
-            leaving.channel.send(emit(MoveMessage.NOTES, json.dumps({"notes": leaving.record.notes}).encode()))
+            leaving.channel.send(emit(MoveMessage.NOTES, json.dumps({"notes": leaving.record.lines()}).encode()))
 
     @staticmethod
     def _coming_state(coming: Coming) -> None:

@@ -218,7 +218,7 @@ struct endpoint {
 	__u64 identity;
 	struct mac vmac;
 	struct mac host;  /* remote: pmac of its host; local: of its former one, which sends on what comes late, or zero */
-	__u32 ifindex;	  /* local: its tap */
+	__u32 ifindex;	  /* local: its tap; forwarded: none, but how many packets were sent on so far */
 	__u32 used;	  /* remote: ENDPOINT_USED, ENDPOINT_HEARD: set by the programs, cleared by the agent */
 	__u16 port_id;	  /* local */
 	__u16 mtu;	  /* bytes of an IP packet in its subnet */

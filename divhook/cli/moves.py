@@ -9,8 +9,8 @@ from divhook.cli.listing import Row
 
 DESCRIPTION = """\
 List live migrations of guests' NICs from or to this host, under way and past ones, each with its timeline as both
-agents saw it: hook, pause, resume, announcement, the first frame at the new place. COPIED frames were sent on while the
-guest was paused; UNREAD of them it had in its queue at the pause; LATE ones came
+agents saw it: hook, pause, resume, announcement, the first frame at the new place, the last late one. COPIED frames
+were sent on while the guest was paused; UNREAD of them it had in its queue at the pause; LATE ones came
 from senders that did not know yet."""
 EXAMPLES = """\
 examples:

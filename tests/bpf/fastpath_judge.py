@@ -53,6 +53,7 @@ class Outcome:
     copies: tuple[int, ...] | None = None  # port ids, of a group frame
     used: Address | None = None  # neighbour
     heard: bool = False  # the frame came from it
+    late: Address | None = None  # it has moved away: packets for it, sent on, are counted
     why: str = ""  # the agent gets it: what it makes of it
 
     @property
@@ -331,7 +332,8 @@ class Judge:
                 heard = ends.source if sender.speaks_from(ends.host, world.now) else None  # else it was sent on
                 return Outcome(REDIRECT, (sent,), MARK, target, receiver=port, used=heard, heard=heard is not None)
             case [ToWire(sent)] if {ends.source, ends.destination} <= world.told:  # it has moved away
-                return Outcome(REDIRECT, (sent,), MARK, world.uplink, used=ends.source, heard=True)
+                late = ends.destination
+                return Outcome(REDIRECT, (sent,), MARK, world.uplink, used=ends.source, heard=True, late=late)
             case [ToGuest(port, sent)] if world.shown(ends.source) is not None:  # about to move from here
                 return Outcome(REDIRECT, (sent,), MARK, world.ifindex_of[port], receiver=port)
             case [Drop(reason, port, _)] if reason in WIRE_KERNELS and WIRE_KERNELS[reason](world, ends):

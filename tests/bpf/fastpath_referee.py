@@ -87,7 +87,8 @@ class Referee:
         for address, entry in table.items():
             if isinstance(entry, RemoteEndpoint | ExternalEndpoint):
                 marks |= {(address, name) for name in ("used", "heard") if getattr(entry, name)}
-                table[address] = replace(entry, used=False, heard=False)
+                counted = {"sent_on": 0} if isinstance(entry, RemoteEndpoint) and entry.forwarded else {}
+                table[address] = replace(entry, used=False, heard=False, **counted)  # `check` compares sent_on
         expected = self.world.endpoints()
         if table != expected:
             wrong = {a for a in table.keys() | expected.keys() if table.get(a) != expected.get(a)}
@@ -109,6 +110,7 @@ class Referee:
         asked = self.seen.total() % ASK_USE == 0 and expected.used is not None
         if asked:
             self._neighbour(expected.used, clear=True)
+        late = self._sent_on(expected) + expected.packets
         ran = self.programs.test_run(program, sent.frame, ifindex, MARK, sent.gso_size, segs)
         frames = (ran.frame,)
         if sent.gso_size and expected.verdict == REDIRECT and ran.verdict == REDIRECT:
@@ -125,9 +127,15 @@ class Referee:
             )
         if asked and (found := self._neighbour(expected.used)) != (True, expected.heard):
             raise DifferenceError(f"{told(sent)}: (used, heard) is {found}, must be {True, expected.heard}")
+        if expected.late is not None and self._sent_on(expected) != late:
+            raise DifferenceError(f"{told(sent)}: {self._sent_on(expected)} packets were sent on, must be {late}")
         self._count(expected, len(sent.frame))
         self.world.frame_done(expected.diverted is not None)
         self.world.sync()
+
+    def _sent_on(self, expected: Outcome) -> int:
+        entry = self.programs.endpoint(expected.late) if expected.late is not None else None
+        return entry.sent_on if isinstance(entry, RemoteEndpoint) else 0
 
     def _neighbour(self, address: Address, clear: bool = False) -> tuple[bool, bool]:
         entry = self.programs.endpoint(address)

@@ -223,7 +223,7 @@ static __always_inline int forward_from_guest(struct __sk_buff *skb, const struc
 
 /* A late sender's packet for an endpoint that has moved away: on to its new host, which knows this one as the former. */
 static __always_inline int send_on(struct __sk_buff *skb, const struct host_config *host, const struct packet *packet,
-				   const struct mac *source, const struct endpoint *there)
+				   const struct mac *source, struct endpoint *there)
 {
 	struct endpoint *sender = endpoint_of(packet->source_be);
 	struct headers *start;
@@ -239,6 +239,7 @@ static __always_inline int send_on(struct __sk_buff *skb, const struct host_conf
 	if (!start)
 		return NOT_KNOWN;
 	endpoint_heard(sender);
+	__sync_fetch_and_add(&there->ifindex, packets);
 	return to_uplink(skb, host, start, &there->host);
 }
 
