@@ -95,9 +95,9 @@ class Leaving:
 class Coming:
     """A NIC that comes, and what was sent to it before it could be put into its tap.
 
-    loaded: QEMU has the state of the guest's NIC. Before that, it takes the one frame that it reads and holds for one
-    without a virtio_net_hdr, or with a shorter one, and the guest is given rubbish instead (host_vnet_hdr_len and
-    using_vnet_hdr in QEMU's net/tap.c).
+    loaded: QEMU has the state of the guest's NIC. Before that it reads one frame with a shorter virtio_net_hdr than the
+    guest's driver has agreed on, holds it, and gives the guest rubbish once it runs (virtio_net_set_mrg_rx_bufs in
+    QEMU's hw/net/virtio-net.c changes the length).
     """
 
     def __init__(self, nic: Nic, record: MoveRecord) -> None:
