@@ -35,7 +35,7 @@ PLAIN_ADDRESSES = {MOVER: ("10.1.1.20",)} | {
 }
 UDP = b"\x11"
 NEW_TAP = """
-while :; do
+for n in $(seq 1500); do
   for tap in /sys/class/net/vnet*; do
     tap=${tap##*/}
     case "$1" in *" $tap "*) ;; *) [ -e "/sys/class/net/$tap" ] && echo "$tap" && exit;; esac
@@ -43,9 +43,9 @@ while :; do
   sleep 0.02
 done
 """
-"""Prints the first tap that is not among the links named by the argument, as soon as there is one."""
-LAST_DROPPED = "while cat /sys/class/net/$1/statistics/tx_dropped 2>&-; do sleep 0.05; done"
-"""Prints what a tap had no room for, again and again, until the tap is gone."""
+"""Prints the first tap that is not among the links named by the argument, as soon as there is one; waits for 30 s."""
+LAST_DROPPED = "for n in $(seq 600); do cat /sys/class/net/$1/statistics/tx_dropped 2>&- || break; sleep 0.05; done"
+"""Prints what a tap had no room for, again and again, until the tap is gone: for 30 s at most."""
 PLAIN_LENGTH = 16
 """All addresses of the cell are on link."""
 
@@ -156,8 +156,10 @@ class Scene:
 
         follower = threading.Thread(target=follow)
         follower.start()
-        yield found
-        follower.join()
+        try:
+            yield found
+        finally:
+            follower.join()
         after = {(here.name, leaving): last[0]} if last else {}
         after |= self.tap_dropped()
         found.append(sum(count - before.get(tap, 0) for tap, count in after.items()))
@@ -174,9 +176,11 @@ class Scene:
             host = self.where(flow.client).host
             tap = taps(host, flow.client)[int(flow.nic[-1])]
             captures[flow] = self._capture(host, tap, f"{flow.client}-{flow.nic}")
-        yield found
-        for flow, capture in captures.items():
-            found |= self._times([flow], capture)
+        try:
+            yield found
+        finally:
+            for flow, capture in captures.items():
+                found |= self._times([flow], capture)
 
     @contextmanager
     def sent_by_mover(self, target: str, flows: Sequence[Flow]) -> Iterator[Times]:
@@ -192,12 +196,14 @@ class Scene:
 
         follower = threading.Thread(target=follow)
         follower.start()
-        found: Times = {}
-        yield found
-        follower.join()
-        for capture in captures:
-            for flow, times in self._times(flows, capture).items():
-                found.setdefault(flow, {}).update(times)
+        found: Times = {flow: {} for flow in flows}
+        try:
+            yield found
+        finally:
+            follower.join()
+            for capture in captures:
+                for flow, times in self._times(flows, capture).items():
+                    found[flow].update(times)
 
     def _capture(self, host: LabHost, tap: str, name: str) -> Capture:
         return Capture(host.namespaces, tap, self.lab.directory / f"{name}.pcap", snap_length=46)
@@ -206,10 +212,10 @@ class Scene:
         """Of the mover's datagrams; ends the capture."""
         by_port = {(FIRST_PORT + flow.number).to_bytes(2): flow for flow in flows}
         address = parse_address(self.address)
-        found: Times = {}
+        found: Times = {flow: {} for flow in flows}
         for at, frame in read_pcap(capture.stop()):
             if frame[23:24] == UDP and frame[26:30] == address and frame[36:38] in by_port:
-                found.setdefault(by_port[frame[36:38]], {})[int.from_bytes(frame[42:46])] = at * 1000
+                found[by_port[frame[36:38]]][int.from_bytes(frame[42:46])] = at * 1000
         if capture.dropped:
             raise LabError(f"tcpdump missed {capture.dropped} frames at {capture.path.stem}")
         capture.path.unlink()

@@ -221,7 +221,7 @@ class RemoteEndpoint:
     """Map `endpoints`: a neighbour, as discovery has it. used: whether a frame has passed since this was written.
 
     heard: whether one came from it. next: pmac of the host that it is about to move to. forwarded: it has moved there
-    from here, and what still comes for it is sent on. sent_on: so many packets so far, mod 2^32.
+    from here, and what still comes for it is sent on. sent_on: so many packets so far, mod 2^24.
     """
 
     claim: Claim
@@ -246,8 +246,9 @@ class RemoteEndpoint:
             host=packed_mac(claim.host),
             next=packed_mac(self.next or ZERO_MAC),
             flags=layout.ENDPOINT_FORWARDED * self.forwarded,
-            ifindex=self.sent_on,
-            used=layout.ENDPOINT_USED * self.used | layout.ENDPOINT_HEARD * self.heard,
+            used=self.sent_on * layout.ENDPOINT_SENT_ON
+            | layout.ENDPOINT_USED * self.used
+            | layout.ENDPOINT_HEARD * self.heard,
         )
 
 
@@ -300,7 +301,7 @@ def unpack_endpoint(address: Address, raw: layout.Endpoint) -> EndpointEntry:
         )
     claim = Claim(address, vmac, host, raw.stamp, raw.born, raw.guest_id, raw.identity)
     forwarded = bool(raw.flags & layout.ENDPOINT_FORWARDED)
-    return RemoteEndpoint(claim, raw.mtu, used, heard, upcoming, forwarded, raw.ifindex)
+    return RemoteEndpoint(claim, raw.mtu, used, heard, upcoming, forwarded, raw.used // layout.ENDPOINT_SENT_ON)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ perf_event_open(2), <linux/perf_event.h>; needs CAP_PERFMON, and CAP_SYS_ADMIN f
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import platform
@@ -29,7 +30,7 @@ _SAMPLE_TIME, _SAMPLE_RAW = 1 << 2, 1 << 10
 _DISABLED, _USE_CLOCKID, _WRITE_BACKWARD = 1 << 0, 1 << 25, 1 << 27
 _ATTR = struct.Struct("=IIQQQQQIIQQQQIiQIHH")  # perf_event_attr up to PERF_ATTR_SIZE_VER5
 _ANY_CPU, _NO_GROUP, _CLOEXEC = -1, -1, 1 << 3
-_IOC_ENABLE, _IOC_SET_OUTPUT, _IOC_SET_FILTER, _IOC_PAUSE_OUTPUT = 0x2400, 0x2405, 0x40082406, 0x40042409
+_IOC_ENABLE, _IOC_SET_OUTPUT, _IOC_SET_FILTER = 0x2400, 0x2405, 0x40082406
 _DATA_HEAD = struct.Struct("=Q")
 _DATA_HEAD_AT = 1024  # in perf_event_mmap_page
 _RECORD = struct.Struct("=IHH")
@@ -61,20 +62,17 @@ class TapReads:
             raise
 
     def ring(self) -> bytes:
-        """As it is now: records, the latest first."""
+        """As it is now: records, the latest first. What is written meanwhile can but damage the oldest."""
         if self._ring is None:
             return b""
-        fcntl.ioctl(self._events[0], _IOC_PAUSE_OUTPUT, 1)
-        try:
-            (head,) = _DATA_HEAD.unpack_from(self._ring, _DATA_HEAD_AT)
-            data = self._ring[mmap.PAGESIZE :]
-        finally:
-            fcntl.ioctl(self._events[0], _IOC_PAUSE_OUTPUT, 0)
-        start, written = head % len(data), min(-head % (1 << 64), len(data))
-        return (data[start:] + data[:start])[:written]
+        (head,) = _DATA_HEAD.unpack_from(self._ring, _DATA_HEAD_AT)
+        data = self._ring[mmap.PAGESIZE :]
+        (after,) = _DATA_HEAD.unpack_from(self._ring, _DATA_HEAD_AT)
+        start, damaged = head % len(data), (head - after) % (1 << 64)  # it grows downwards
+        return (data[start:] + data[:start])[: max(0, min(-head % (1 << 64), len(data) - damaged))]
 
     def close(self) -> None:
-        """Watch no more. Idempotent."""
+        """Watch no more. Idempotent. Waits for all processors where nobody else watches: not for an event loop."""
         if self._ring is not None:
             self._ring.close()
             self._ring = None
@@ -104,7 +102,7 @@ class TapReads:
 
     def steps(self, ring: bytes) -> list[Step] | None:
         """The latest ones in it, MAX_STEPS at most, oldest first. None: it reads just now, and may have counted it."""
-        offset_ns = time.time_ns() - time.monotonic_ns()
+        offset_ns = _realtime_offset_ns()
         found: list[Step] = []
         result: int | None = None  # of the read that ended next
         at = 0
@@ -127,6 +125,14 @@ class TapReads:
         return found[::-1]
 
 
+def _realtime_offset_ns() -> int:
+    """Of the wall clock from the monotonic one: the tightest of a few looks at both."""
+    looks = [(time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(3)]
+    begin, wall, end = min(looks, key=lambda look: look[2] - look[0])
+    return wall - (begin + end) // 2
+
+
+@functools.cache
 def _tracepoint(name: str) -> int:
     """Its number, from a tracefs that is mounted nowhere: a host may have none."""
     context = _called(_FSOPEN, b"tracefs", _FSOPEN_CLOEXEC)

@@ -4,9 +4,11 @@ From here: what comes late is sent on, as long as something does. To here: it is
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 
+from divhook.adapters.bpf.errors import BpfError
 from divhook.agent.dataplane import Dataplane
 from divhook.agent.move_sides import Leaving
 from divhook.agent.nic import Key
@@ -45,7 +47,7 @@ class Forwarding:
         tell_kernel(self._plane.fastpath.forward, address, host, self._plane.now())
 
     def sent_on(self, address: Address) -> int:
-        """How many packets the kernel has sent on, since it does."""
+        """How many packets the kernel has sent on; begins anew with each entry. Raises BpfError."""
         return self._plane.fastpath.sent_on(address)
 
     def adopted(self, address: Address, host: Mac) -> None:
@@ -102,9 +104,12 @@ class LateSenders:
     def _look(self, leaving: Leaving) -> None:
         if self._leaving.get(leaving.nic.key) is not leaving or leaving.move.state is not SourceState.MOVED:
             return
-        before, leaving.sent_on = leaving.sent_on, self._forwarding.sent_on(leaving.move.claim.address)
-        if leaving.sent_on > before:
-            self._noted(leaving, leaving.sent_on - before)
+        before = leaving.sent_on
+        with contextlib.suppress(BpfError):
+            leaving.sent_on = self._forwarding.sent_on(leaving.move.claim.address)
+        new = leaving.sent_on - before if leaving.sent_on >= before else leaving.sent_on
+        if new:
+            self._noted(leaving, new)
         elif leaving.told_late != leaving.record.late:
             leaving.told_late = leaving.record.late
             self._tell(leaving)

@@ -11,6 +11,7 @@ from divhook.core.addressing import Mac
 from divhook.core.moves.destination import DestinationMove
 from divhook.core.moves.messages import Handover
 from divhook.core.moves.source import SourceMove
+from divhook.core.moves.unread import RING_BYTES
 from divhook.core.wire.discovery import Claim
 
 QUEUE_FRAMES = 4096
@@ -108,23 +109,29 @@ class Coming:
         self.sender: TapSender | None = None
         self.loaded = False
         self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         self.announced: Claim | None = None
         self.flows = 0
 
     def kept(self) -> list[bytes]:
         """What was kept, which is not any more."""
-        kept, self._waiting = self._waiting, []
+        kept, self._waiting, self._waiting_bytes = self._waiting, [], 0
         return kept
 
     def take(self, frames: list[bytes]) -> int:
         """Into the tap, or kept for it. How many found no room."""
         if not self.loaded or not self.move.on_frames(len(frames)):
-            room = max(0, QUEUE_FRAMES - len(self._waiting))
-            self._waiting += frames[:room]
-            return len(frames[room:])
+            return sum(1 for frame in frames if not self._keep(frame))
         if not self.record.copied:
             self.record.note(f"first frames from the source ({len(frames)})")
         sender = self.sender
         failed = sum(1 for frame in frames if sender is None or not sender.send(frame))
         self.record.copied += len(frames) - failed
         return failed
+
+    def _keep(self, frame: bytes) -> bool:
+        if len(self._waiting) >= QUEUE_FRAMES or self._waiting_bytes + len(frame) > RING_BYTES:
+            return False
+        self._waiting.append(frame)
+        self._waiting_bytes += len(frame)
+        return True

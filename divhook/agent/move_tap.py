@@ -64,15 +64,23 @@ class TapWatch:
 
     def look(self) -> bool:
         """Find out what the guest has not seen, which is paused now. False where that can't be told yet."""
-        if self._reads is None:
-            return False
         for _ in range(MAX_LOOKS):
             self.drain()
+            if self._reads is None:
+                return False
             read, _ = self.counters()
             steps = self._reads.steps(self._reads.ring())
             if steps is not None and read == self.counters()[0]:
-                return self.unread.looked(read, steps)
+                told = self.unread.looked(read, steps)
+                if told:
+                    self._watch_no_more()
+                return told
         return False
+
+    def _watch_no_more(self) -> None:
+        if self._reads is not None:
+            self._loop.run_in_executor(None, self._reads.close)
+            self._reads = None
 
     def drain(self) -> None:
         """Read all that waits now."""
@@ -83,6 +91,7 @@ class TapWatch:
 
     def let_go(self) -> None:
         """Nothing is sent into the tap any more: without QEMU it goes now."""
+        self._watch_no_more()
         if self._hold is not None:
             self.drain()
             self._hold.close()
@@ -98,9 +107,7 @@ class TapWatch:
             self._loop.remove_reader(self._capture.fileno())
             self._capture.close()
             self._capture = None
-        if self._reads is not None:
-            self._reads.close()
-            self._reads = None
+        self._watch_no_more()
 
     def _readable(self) -> None:
         if self._read() < BATCH:

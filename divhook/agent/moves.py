@@ -67,8 +67,8 @@ MAX_MOVES = 128
 """NICs that leave, and that come, at one time; more are announced only."""
 HANDOVER_S = 5.0
 """How long a new connection may take to say what it hands over."""
-LOOK_S = 0.01
-"""How often it is looked whether what the paused guest has not seen can be told."""
+LOOK_S, LOOK_TRIES = 0.01, 10
+"""How often, and how many times more, it is looked whether what the paused guest has not seen can be told."""
 SETTLE_S = 0.002
 SETTLE_TRIES = 20
 """What QEMU takes, once it has told that it is done, to have read its last frame: looked at so often, so far apart."""
@@ -143,6 +143,7 @@ class Moves:
         for leaving in list(self._leaving.values()):
             self._close_source(leaving)
         for coming in list(self._coming.values()):
+            self._loaded(coming)  # one may be spoilt, and all would be lost
             self._close_destination(coming)
 
     def counts(self) -> dict[str, int]:
@@ -297,7 +298,7 @@ class Moves:
             record.note("paused (QEMU)", event.at_ns / 1e9)
             move.on_paused(event.at_ns, leaving.counters()[1])
             self._plane.drain()  # what it has sent goes out before it runs elsewhere
-            self._look(leaving)
+            self._look(leaving, LOOK_TRIES)
         elif kind is EventKind.SUSPENDED and knows(move.state, SourceEvent.PAUSED):
             move.on_paused(time.time_ns() - PAUSE_SLACK_NS, leaving.counters()[1])
         elif kind is EventKind.QEMU_MIGRATION and event.detail in SETTLED_STATES:
@@ -314,12 +315,12 @@ class Moves:
                 self._act(leaving, move.on_abandoned())
         self._state(leaving)
 
-    def _look(self, leaving: Leaving) -> None:
-        """Whether it can be told already; else again until QEMU has told that it is done."""
+    def _look(self, leaving: Leaving, tries: int) -> None:
+        """What can be told of a paused guest is told at once; else when QEMU says that it is done."""
         if leaving.look():
             self._settled(leaving)
-        elif leaving.move.state is SourceState.PAUSED:
-            self._loop.call_later(LOOK_S, self._look, leaving)
+        elif tries and leaving.move.state is SourceState.PAUSED:
+            self._loop.call_later(LOOK_S, self._look, leaving, tries - 1)
 
     def _settle(self, leaving: Leaving, tries: int = SETTLE_TRIES) -> None:
         move = leaving.move
@@ -502,6 +503,7 @@ class Moves:
         if coming.record.peer is not None and nic.address is not None:
             self.forwarding.came_from(nic.address, coming.record.peer)
         coming.move.step(DestinationEvent.RUNS)
+        self._loaded(coming)  # also what a channel that has ended since had brought
         if coming.channel is not None and coming.announced is not None:
             coming.channel.send(emit(MoveMessage.ACTIVE, json.dumps(claim_to_json(coming.announced)).encode()))
         self._questions.answered(nic.guest_id)
@@ -595,6 +597,7 @@ class Moves:
             coming.nic.carried = counters_untrusted(body)
         elif kind is MoveMessage.ABANDONED:
             coming.record.note("the source gave it up")
+            coming.kept()  # the guest has read them there
         elif kind is MoveMessage.NOTES:
             coming.record.other = notes_untrusted(body)
         self._coming_state(coming)

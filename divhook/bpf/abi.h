@@ -193,6 +193,7 @@ struct port {
 /* endpoint.used */
 #define ENDPOINT_USED 1  /* a frame to or from it has passed here */
 #define ENDPOINT_HEARD 2 /* one came from it: its host is there */
+#define ENDPOINT_SENT_ON 256 /* forwarded: one packet that was sent on; they are counted above the flags */
 
 enum endpoint_kind {
 	ENDPOINT_REMOTE = 1, /* on another host; usable as discovery has it */
@@ -218,8 +219,9 @@ struct endpoint {
 	__u64 identity;
 	struct mac vmac;
 	struct mac host;  /* remote: pmac of its host; local: of its former one, which sends on what comes late, or zero */
-	__u32 ifindex;	  /* local: its tap; forwarded: none, but how many packets were sent on so far */
-	__u32 used;	  /* remote: ENDPOINT_USED, ENDPOINT_HEARD: set by the programs, cleared by the agent */
+	__u32 ifindex;	  /* local: its tap */
+	__u32 used;	  /* remote: ENDPOINT_USED, ENDPOINT_HEARD: set by the programs, cleared by the agent; and
+			   * packets sent on, in units of ENDPOINT_SENT_ON, mod 2^24 */
 	__u16 port_id;	  /* local */
 	__u16 mtu;	  /* bytes of an IP packet in its subnet */
 	__u8 kind;

@@ -165,9 +165,8 @@ MUTANTS = {
     "what comes late is not sent on": wire("local->flags & ENDPOINT_FORWARDED", "false"),
     "all that is not here is sent on": wire("local->flags & ENDPOINT_FORWARDED", "true"),
     "what is sent on is not counted": Mutant(
-        FORWARD, "__sync_fetch_and_add(&there->ifindex, packets);", "", "int send_on("
+        FORWARD, "__sync_fetch_and_add(&there->used, packets * ENDPOINT_SENT_ON);", "", "int send_on("
     ),
-    "segments sent on count as one": Mutant(FORWARD, "&there->ifindex, packets", "&there->ifindex, 1", "int send_on("),
     "any host may send late": Mutant(FORWARD, "!speaks_from(sender, source) ||", "", "int send_on("),
     "what comes late goes back": Mutant(FORWARD, "mac_equal(source, &there->host) ||", "", "int send_on("),
     "a late packet keeps its source MAC": Mutant(

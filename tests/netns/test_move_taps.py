@@ -325,7 +325,8 @@ def test_what_qemu_held_as_it_paused_and_threw_away_is_sent_on_at_once(namespace
         qemu_sleeps()
         run.here.send(3, 4)
         assert run.here.read(1) == [3]
-        qemu_sleeps()
+        for _ in range(3):
+            qemu_sleeps()
         paused_ns = time.time_ns()
         assert run.here.read(1) == [4]
         qemu_sleeps()
@@ -408,5 +409,35 @@ def test_a_guest_that_runs_has_its_nic(namespace: Namespace, word: str) -> None:
         else:
             run.target.moves.runs(run.target.nic)
         assert await run.came(1) == [1]
+
+    play(namespace, story)
+
+
+def test_copies_that_came_before_the_channel_ended_are_read_all_the_same(namespace: Namespace) -> None:
+    async def story(run: Run) -> None:
+        qemu_sleeps()
+        run.pause()
+        run.here.send(1, 2)
+        (coming,) = run.target.moves._coming.values()
+        await until(lambda: len(coming._waiting) == 2)
+        (leaving,) = run.source.moves._leaving.values()
+        leaving.channel.close()
+        await until(lambda: coming.channel is None)
+        run.load()
+        run.target.moves.runs(run.target.nic)
+        assert await run.came(2) == [1, 2]
+
+    play(namespace, story)
+
+
+def test_an_agent_that_stops_puts_what_it_has_kept_into_the_tap(namespace: Namespace) -> None:
+    async def story(run: Run) -> None:
+        qemu_sleeps()
+        run.pause()
+        run.here.send(1, 2)
+        (coming,) = run.target.moves._coming.values()
+        await until(lambda: len(coming._waiting) == 2)
+        await run.target.moves.stop()
+        assert run.there.read() == [1, 2]
 
     play(namespace, story)

@@ -9,9 +9,11 @@ import pytest
 from divhook.agent import forwarding
 from divhook.agent.forwarding import Forwarding, LateSenders
 from divhook.agent.move_record import MoveRecord
+from divhook.agent.move_sides import QUEUE_FRAMES, Coming
 from divhook.core.addressing import parse_address, parse_mac
 from divhook.core.moves.messages import MAX_NOTES
 from divhook.core.moves.states import SourceState
+from divhook.core.moves.unread import RING_BYTES
 from divhook.core.outputs import Drop, ToNewHost
 from divhook.core.reasons import DropReason
 
@@ -64,10 +66,13 @@ def test_what_goes_over_the_channel_and_what_the_kernel_sends_are_one_count(monk
         told = len(story.told)
         await asyncio.sleep(0.05)
         assert len(story.told) == told
+        story.kernel = 3  # a new entry, which begins at nought
+        await asyncio.sleep(0.05)
+        assert story.leaving.record.late == 11
         story.leaving.move.state = SourceState.DONE
         story.kernel = 9
         await asyncio.sleep(0.05)
-        assert story.leaving.record.late == 8
+        assert story.leaving.record.late == 11
 
     asyncio.run(play())
 
@@ -94,3 +99,12 @@ def test_a_record_with_all_its_lines_still_fits_a_message() -> None:
         record.note(str(number))
     assert len(record.lines()) == MAX_NOTES
     assert record.lines()[-1] == (1.0, "the last late packet came, of 3")
+
+
+def test_what_is_kept_for_a_tap_is_bounded_in_frames_and_bytes() -> None:
+    coming = Coming(cast(Any, None), MoveRecord("destination", "g", HOST))
+    assert coming.take([b"x"] * (QUEUE_FRAMES + 3)) == 3
+    assert len(coming.kept()) == QUEUE_FRAMES
+    large = b"x" * (RING_BYTES // 3)
+    assert coming.take([large] * 5) == 2
+    assert (coming.kept(), coming.kept()) == ([large] * 3, [])

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from divhook.core.moves.reads import PAUSING_NS, ROUND_FRAMES, WAITED_NS, Doing, NotGiven, Step, not_given
+from divhook.core.moves.reads import PAUSING_NS, ROUND_FRAMES, Doing, NotGiven, Step, not_given
 from divhook.core.moves.unread import Delivered, Unread
 
 STOP_NS = 1_000_000_000
@@ -37,28 +37,43 @@ def steps(text: str, end_ns: int = STOP_NS + 1000) -> list[Step]:
         ("rsrds", NotGiven(0)),  # the beginning of the first round is not known
         ("", None),
         ("rdrd", None),  # a loop that does not sleep in ppoll
-        ("s" + "r" * ROUND_FRAMES + "s", NotGiven(0)),  # a round has its limit, and the next goes on
-        ("s" + "r" * ROUND_FRAMES + "srds", NotGiven(0)),
+        ("s" + "r" * ROUND_FRAMES + "srds", NotGiven(0)),  # a round has its limit, and the next goes on
     ],
 )
 def test_what_was_not_given(text: str, expected: NotGiven | None) -> None:
     assert not_given(steps(text), STOP_NS, STOP_NS + 1000, None) == expected
 
 
-def test_one_that_waited_while_qemu_held_another_says_that_it_was_held_until_the_pause() -> None:
-    held = steps("srs srs")
-    assert not_given(held, STOP_NS, STOP_NS - WAITED_NS, None) == NotGiven(1, doubtful=1)
-    assert not_given(held, STOP_NS, STOP_NS - WAITED_NS - 1, None) == NotGiven(2)
+def test_one_that_was_left_while_qemu_held_another_says_that_it_was_held_until_the_pause() -> None:
+    """Left: the loop went to sleep twice without reading it. Time alone proves nothing."""
+    held = steps("srs sss rs")
+    first_sleep_ns = next(step.at_ns for step in held[2:] if step.doing is Doing.SLEEP)
+    assert not_given(held, STOP_NS, first_sleep_ns, None) == NotGiven(2)
+    second_ns = held[4].at_ns
+    assert held[4].doing is Doing.SLEEP
+    assert not_given(held, STOP_NS, second_ns, None) == NotGiven(1, doubtful=1)
     assert not_given(held, STOP_NS, None, None) == NotGiven(1, doubtful=1)
 
 
-def test_one_that_was_held_is_not_given_if_others_waited_behind_it_until_the_pause() -> None:
-    """And doubtful if none did, unless it was held just then. QEMU may read its one frame of the pause much later."""
-    held = steps("srs", STOP_NS - PAUSING_NS)
+def test_one_that_was_held_is_not_given_if_others_were_left_behind_it_until_the_pause() -> None:
+    """And doubtful if none was, unless it was held just then. QEMU may read its one frame of the pause much later."""
+    held = steps("srs ss", STOP_NS - PAUSING_NS)
     assert not_given(held, STOP_NS, None, None) == NotGiven(0, doubtful=1)
-    assert not_given(held, STOP_NS, None, STOP_NS - WAITED_NS) == NotGiven(0, doubtful=1)
-    assert not_given(held, STOP_NS, None, STOP_NS - WAITED_NS - 1) == NotGiven(1)
+    assert not_given(held, STOP_NS, None, held[2].at_ns) == NotGiven(1)
+    assert not_given(held, STOP_NS, None, held[3].at_ns) == NotGiven(0, doubtful=1)
     assert not_given(steps("srs", STOP_NS), STOP_NS, None, None) == NotGiven(1)
+
+
+def test_where_the_steps_do_not_go_back_to_what_was_held_it_is_doubtful() -> None:
+    assert not_given(steps("sss", STOP_NS - 1), STOP_NS, None, STOP_NS - 9000) == NotGiven(0, doubtful=1)
+    assert not_given(steps("sss srs"), STOP_NS, steps("sss srs")[0].at_ns, None) == NotGiven(1, doubtful=1)
+    assert not_given(steps("sss srs"), STOP_NS, STOP_NS + 500, None) == NotGiven(1)
+
+
+def test_whether_the_last_of_a_whole_round_was_given_is_doubtful() -> None:
+    """It ends in any case; with nothing left in the tap there is no next one."""
+    whole = "s" + "r" * ROUND_FRAMES + "s"
+    assert not_given(steps(whole), STOP_NS, None, None) == NotGiven(0, doubtful=1)
 
 
 class Qemu:
@@ -88,6 +103,7 @@ class Qemu:
 
     def round(self) -> None:
         if not self.watches or not self.queue:
+            self.step(Doing.SLEEP)
             return
         frames = 0
         while frames < ROUND_FRAMES:

@@ -48,14 +48,14 @@ static __always_inline struct endpoint *endpoint_of(__be32 address_be)
 static __always_inline void endpoint_used(struct endpoint *endpoint)
 {
 	if (!(endpoint->used & ENDPOINT_USED))
-		endpoint->used |= ENDPOINT_USED;
+		__sync_fetch_and_or(&endpoint->used, ENDPOINT_USED);
 }
 
 /* The same for a frame from it. */
 static __always_inline void endpoint_heard(struct endpoint *endpoint)
 {
 	if (~endpoint->used & (ENDPOINT_USED | ENDPOINT_HEARD))
-		endpoint->used |= ENDPOINT_USED | ENDPOINT_HEARD;
+		__sync_fetch_and_or(&endpoint->used, ENDPOINT_USED | ENDPOINT_HEARD);
 }
 
 /* Whether frames of an endpoint may come from a host: its own, or the one that it is about to move to. */
@@ -239,7 +239,7 @@ static __always_inline int send_on(struct __sk_buff *skb, const struct host_conf
 	if (!start)
 		return NOT_KNOWN;
 	endpoint_heard(sender);
-	__sync_fetch_and_add(&there->ifindex, packets);
+	__sync_fetch_and_add(&there->used, packets * ENDPOINT_SENT_ON);
 	return to_uplink(skb, host, start, &there->host);
 }
 

@@ -18,8 +18,9 @@ from enum import Enum, auto
 
 ROUND_FRAMES = 50
 """After so many frames of one tap the others have their turn."""
-WAITED_NS = 500_000
-"""A frame that waited for so long in the tap was not watched for."""
+UNWATCHED_SLEEPS = 2
+"""A loop that went to sleep so often while a frame waited does not watch the tap: the first time it would have woken at
+once, and read. How long a frame waited proves nothing, for the loop may have waited for a processor."""
 PAUSING_NS = 2_000_000
 """A frame that was held so shortly before the end of the pausing was in all likelihood held for it."""
 
@@ -71,18 +72,30 @@ def not_given(
     rounds = _rounds(steps)
     if rounds is None:
         return None
-    if not rounds or not rounds[-1].held:
-        return NotGiven(0)
+    unread_left = _left(steps, waits_since_ns, stop_ns)
+    if not rounds:
+        return NotGiven(0, doubtful=int(unread_left))
     last, before = rounds[-1], rounds[-2] if len(rounds) > 1 else None
+    if not last.held:
+        return NotGiven(0, doubtful=int(not last.dry and last.frames == ROUND_FRAMES))
     if last.last_ns < stop_ns - PAUSING_NS:  # held long before, and none was read in the pause yet
-        held = waits_since_ns is not None and waits_since_ns < stop_ns - WAITED_NS
-        return NotGiven(1) if held else NotGiven(0, doubtful=1)
-    if last.frames > 1 or before is None or not before.held:
+        return NotGiven(1) if unread_left else NotGiven(0, doubtful=1)
+    last_left = _left(steps, last_sent_ns, min(last.last_ns, stop_ns))
+    if before is None:
+        return NotGiven(1, doubtful=int(last_left))
+    if last.frames > 1 or not before.held:
         return NotGiven(1)
-    waited = last_sent_ns is not None and min(last.last_ns, stop_ns) - last_sent_ns > WAITED_NS
-    if waited or before.last_ns > stop_ns - PAUSING_NS:
+    if last_left or before.last_ns > stop_ns - PAUSING_NS:
         return NotGiven(2)
     return NotGiven(1, doubtful=1)
+
+
+def _left(steps: Sequence[Step], since_ns: int | None, until_ns: int) -> bool:
+    """Whether QEMU has left a frame in the tap that it could have read."""
+    if since_ns is None:
+        return False
+    slept = sum(1 for step in steps if step.doing is Doing.SLEEP and since_ns < step.at_ns < until_ns)
+    return slept >= UNWATCHED_SLEEPS
 
 
 def _rounds(steps: Sequence[Step]) -> list[_Round] | None:
