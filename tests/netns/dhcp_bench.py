@@ -22,8 +22,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from divhook.core.addressing import SubnetId, parse_address, rmac
-from divhook.core.dhcp import DhcpResult, DhcpServer, SubnetService
+from divhook.core.addressing import Address, SubnetId, parse_address, rmac
+from divhook.core.dhcp import DhcpResult, DhcpServer, LeaseChange, SubnetService
 from divhook.core.endpoint import Endpoint, PortState
 from divhook.core.wire.dhcp import DhcpType, parse_dhcp_untrusted
 
@@ -101,6 +101,8 @@ class Bench:
         self.server = DhcpServer()
         self.endpoints: dict[int, Endpoint] = {}
         self.services: dict[int, SubnetService] = {}
+        self.elsewhere: dict[int, Address] = {}
+        """By port: the address that it has as soon as it has declined the first one, as an agent would assign it."""
         self.conflicts: set[int] = set()
         self.deaf_to_unicast: set[int] = set()
         self.exchanges: defaultdict[int, list[Exchange]] = defaultdict(list)  # by port
@@ -210,6 +212,9 @@ class Bench:
             result = self.server.handle(
                 self.endpoints[port], self.services[port], f"guest-{port}", frame[14:], time.monotonic()
             )
+            if result.event is not None and result.event.kind is LeaseChange.DECLINED and port in self.elsewhere:
+                self.endpoints[port] = replace(self.endpoints[port], address=self.elsewhere[port])
+                self.conflicts.discard(port)
             self.exchanges[port].append(Exchange(kind_of(frame[14 + 28 :]), unicast, result))
             self._send(port, result)
 
