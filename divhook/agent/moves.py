@@ -491,7 +491,6 @@ class Moves:
         coming = self._coming.get(nic.key)
         if coming is None or coming.announced is not None:
             return
-        self._loaded(coming)
         coming.announced = next((c for c in self._plane.pipeline.discovery.claims() if c.address == nic.address), None)
         coming.record.note(f"{what}: claimed and announced")
         if not coming.move.handed:
@@ -503,7 +502,7 @@ class Moves:
         if coming.record.peer is not None and nic.address is not None:
             self.forwarding.came_from(nic.address, coming.record.peer)
         coming.move.step(DestinationEvent.RUNS)
-        self._loaded(coming)  # also what a channel that has ended since had brought
+        self._loaded(coming)  # not before: of a channel that has ended, what it brought is taken from here on
         if coming.channel is not None and coming.announced is not None:
             coming.channel.send(emit(MoveMessage.ACTIVE, json.dumps(claim_to_json(coming.announced)).encode()))
         self._questions.answered(nic.guest_id)

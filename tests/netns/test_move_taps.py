@@ -24,6 +24,7 @@ from divhook.abi.entries import TrafficCount
 from divhook.adapters.handover import Pinned
 from divhook.adapters.libvirt import EventKind, GuestEvent
 from divhook.agent import move_tap
+from divhook.agent.move_sides import Coming
 from divhook.agent.moves import Moves
 from divhook.agent.nic import Nic
 from divhook.config.configuration import Placement
@@ -164,6 +165,15 @@ class Run:
     def load(self) -> None:
         """QEMU has the guest's state at the destination."""
         self.target.event(EventKind.QEMU_MIGRATION, "completed")
+
+    async def keep(self, *numbers: int) -> Coming:
+        """A pause, and frames in it that the destination keeps."""
+        qemu_sleeps()
+        self.pause()
+        self.here.send(*numbers)
+        (coming,) = self.target.moves._coming.values()
+        await until(lambda: len(coming._waiting) == len(numbers))
+        return coming
 
     async def settle(self) -> None:
         self.source.event(EventKind.QEMU_MIGRATION, "completed")
@@ -383,11 +393,7 @@ def test_nothing_is_put_into_a_tap_before_its_new_qemu_knows_the_nic(namespace: 
     """It would read one frame and hold it without the header that the guest's driver has agreed on: rubbish."""
 
     async def story(run: Run) -> None:
-        qemu_sleeps()
-        run.pause()
-        run.here.send(1, 2)
-        (coming,) = run.target.moves._coming.values()
-        await until(lambda: len(coming._waiting) == 2)
+        await run.keep(1, 2)
         assert run.there.read() == []
         run.load()
         run.here.send(3)
@@ -415,11 +421,7 @@ def test_a_guest_that_runs_has_its_nic(namespace: Namespace, word: str) -> None:
 
 def test_copies_that_came_before_the_channel_ended_are_read_all_the_same(namespace: Namespace) -> None:
     async def story(run: Run) -> None:
-        qemu_sleeps()
-        run.pause()
-        run.here.send(1, 2)
-        (coming,) = run.target.moves._coming.values()
-        await until(lambda: len(coming._waiting) == 2)
+        coming = await run.keep(1, 2)
         (leaving,) = run.source.moves._leaving.values()
         leaving.channel.close()
         await until(lambda: coming.channel is None)
@@ -432,11 +434,7 @@ def test_copies_that_came_before_the_channel_ended_are_read_all_the_same(namespa
 
 def test_an_agent_that_stops_puts_what_it_has_kept_into_the_tap(namespace: Namespace) -> None:
     async def story(run: Run) -> None:
-        qemu_sleeps()
-        run.pause()
-        run.here.send(1, 2)
-        (coming,) = run.target.moves._coming.values()
-        await until(lambda: len(coming._waiting) == 2)
+        await run.keep(1, 2)
         await run.target.moves.stop()
         assert run.there.read() == [1, 2]
 
